@@ -174,6 +174,9 @@ class ImageOutcome:
     :ivar bytes_done: moved in this attempt
     :ivar at_once: if the attempt is repeated later, no delay is needed
     :ivar seconds: what the transfer took on the compute, None if none ran or it is not known
+    :ivar gained_bytes: if the transfer was too slow, the received bytes that are kept in addition
+        to those of earlier attempts; None for any other outcome. An older conductor ignores it:
+        to it, this is an error like others that are retried.
     """
 
     status: str
@@ -183,11 +186,22 @@ class ImageOutcome:
     bytes_total: int | None = None
     at_once: bool = False
     seconds: float | None = dataclasses.field(default=None, compare=False)
+    gained_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Clean the reason, before it reaches a log, a message or a database."""
         if self.reason is not None:
             object.__setattr__(self, 'reason', reasons.clean(self.reason))
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the host was too slow, and gives its slot back."""
+        return self.retry == Retry.BACKOFF and self.gained_bytes is not None
+
+    @property
+    def is_attempt(self) -> bool:
+        """Whether it counts as an attempt: not if nothing was tried, or a slow host moves on."""
+        return self.retry != Retry.LATER and not (self.is_slow and self.gained_bytes)
 
     @property
     def is_failure(self) -> bool:
@@ -516,6 +530,7 @@ class CacheRequest:
 
     :ivar rate_bytes: per second, of all its running transfers
     :ivar bytes_to_come: remaining bytes of its tasks in flight
+    :ivar expected_seconds: until they are received, while none of its transfers runs
     """
 
     id: str
@@ -546,16 +561,21 @@ class CacheRequest:
     client_request_id: str | None = None
     pin_id: str | None = None
     global_request_id: str | None = None
+    expected_seconds: float | None = None
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until all its bytes are received at the current rate; None if that is 0."""
-        return _eta(self.bytes_to_come, self.rate_bytes)
+        """Seconds until all its bytes are received; None if not known."""
+        eta = _eta(self.bytes_to_come, self.rate_bytes)
+        return self.expected_seconds if eta is None else eta
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One (request, host, image) and its result; sizes in bytes."""
+    """One (request, host, image) and its result; sizes in bytes.
+
+    :ivar expected_seconds: until the bytes of a waiting task are received
+    """
 
     id: int
     request_id: str
@@ -572,11 +592,14 @@ class Task:
     started_at: datetime.datetime | None = None
     finished_at: datetime.datetime | None = None
     rate_bytes: int | None = None
+    expected_seconds: float | None = None
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until its bytes are received at the current rate; None if not known."""
-        if self.status not in TASK_WORKING or self.bytes_total is None:
+        """Seconds until its bytes are received; None if not known."""
+        if self.status not in TASK_WORKING:
+            return self.expected_seconds
+        if self.bytes_total is None:
             return None
         return _eta(self.bytes_total - self.bytes_done, self.rate_bytes)
 

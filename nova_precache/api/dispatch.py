@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dispatches WSGI requests to handlers: route, microversion, body, handler, answer."""
 
+import hashlib
 import json
 import re
 import sys
@@ -118,7 +119,10 @@ class Router:
                 base_url=base_url.rstrip('/'),
             )
         )
-        return _to_response(reply, request)
+        response = _to_response(reply, request)
+        if api is not microversion.PRECACHE or request.method != 'GET':
+            return response
+        return _unless_known(response, request, version)
 
 
 def _make_mapper(table: Table) -> routes.Mapper:
@@ -203,6 +207,22 @@ def _to_response(reply: api_request.Reply, request: webob.Request) -> webob.Resp
     body = b'' if reply.body is None else json.dumps(reply.body).encode()
     headers = [('Content-Type', _content_type(request)), *reply.headers.items()]
     return webob.Response(status=reply.status, body=body, headerlist=headers)
+
+
+def _unless_known(
+    response: webob.Response, request: webob.Request, version: microversion_parse.Version
+) -> webob.Response:
+    """Add an ETag to an answer; replace the answer by 304 if the caller has it already.
+
+    The same body may be of another media type or microversion.
+    """
+    form = f'{response.content_type} {version}\n'.encode()
+    response.etag = hashlib.sha256(form + response.body).hexdigest()
+    response.cache_control = 'private, no-cache'
+    if response.etag not in request.if_none_match:
+        return response
+    kept = [(name, response.headers[name]) for name in ('ETag', 'Cache-Control')]
+    return webob.Response(status=304, headerlist=kept)
 
 
 def _content_type(request: webob.Request) -> str:

@@ -10,10 +10,9 @@ import collections
 import dataclasses
 import enum
 import heapq
-import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from nova_precache import model
+from nova_precache import model, pace
 from nova_precache.conductor import planner
 from nova_precache.inspection import formats
 
@@ -167,7 +166,7 @@ class _FleetEstimator:
         self._options = options
         self._facts = facts
         self._rules = rules
-        self._median_rate = statistics.median(facts.rates.values()) if facts.rates else None
+        self._typical_rate = pace.typical(facts.rates.values())
         self._stored: dict[str, set[str]] = collections.defaultdict(set)
         for host, part_id in facts.present:
             self._stored[self._store(host)].add(part_id)
@@ -200,7 +199,9 @@ class _FleetEstimator:
             space_needed_bytes=space_needed_bytes,
             free_bytes=free_bytes,
             fits=self._fits(host, space_needed_bytes, free_bytes),
-            rate_bytes=self._rate(host),
+            rate_bytes=pace.expected(
+                self._facts.rates.get(host), self._typical_rate, self._options.max_rate_bytes
+            ),
         )
 
     def _costs(self, host: str) -> '_Costs':
@@ -254,12 +255,6 @@ class _FleetEstimator:
         own = self._facts.agents[host].reserved_disk_bytes
         reserved_bytes = self._rules.reserved_disk_bytes if own is None else own
         return space_needed_bytes + reserved_bytes <= free_bytes
-
-    def _rate(self, host: str) -> float | None:
-        """Return the expected rate: measured there, else the median, up to the limit."""
-        measured = self._facts.rates.get(host, self._median_rate)
-        limit = self._options.max_rate_bytes
-        return measured if measured is None or limit is None else min(measured, limit)
 
 
 def _reach(host: planner.HostFacts) -> HostReach:

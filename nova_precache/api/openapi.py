@@ -21,6 +21,7 @@ _VARIABLE = re.compile(r'\{(\w+)\}')
 _TEXT: model.Json = {'pattern': '^[^\\x00]*$'}
 _VERSION = f'{microversion.PRECACHE.service_type} {microversion.PRECACHE.maximum}'
 _REQUEST_ID = 'x-openstack-request-id'
+_UNLESS_KNOWN = 'If-None-Match'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,19 @@ HEADERS: Mapping[str, model.Json] = {
         'required': True,
         'schema': {'type': 'string', 'format': 'uri'},
     },
+    'ETag': {
+        'description': (
+            'Identifies this answer; any change of its body, media type or microversion changes it.'
+        ),
+        'required': True,
+        'schema': common.STRING,
+    },
+    'Cache-Control': {
+        'description': 'A client may keep the answer and has to ask whether it is still valid.',
+        'required': True,
+        'schema': common.STRING,
+        'example': 'private, no-cache',
+    },
     'Retry-After': {
         'description': 'Seconds to wait before repeating the request, if known.',
         'schema': {'type': 'integer'},
@@ -112,6 +126,17 @@ _VERSION_PARAMETER: model.Json = {
     'schema': common.STRING,
     'example': _VERSION,
 }
+_IF_NONE_MATCH: model.Json = {
+    'name': _UNLESS_KNOWN,
+    'in': 'header',
+    'description': (
+        'The ETags of answers that the client has kept, or ``*``. If one of them is that of the '
+        'current answer, the status is 304.'
+    ),
+    'schema': common.STRING,
+}
+NOT_MODIFIED = 'The answer is one of those that ``If-None-Match`` names; there is no body.'
+_CACHED = ('ETag', 'Cache-Control')
 _WRONG_FIELD: Mapping[str, model.Json] = {
     'field': {
         'type': 'string',
@@ -141,7 +166,8 @@ def document(table: Table) -> model.Json:
         },
         'paths': {
             path: {
-                method.lower(): _operation(operation, path) for method, operation in methods.items()
+                method.lower(): _operation(operation, path, method)
+                for method, operation in methods.items()
             }
             for path, methods in table.items()
         },
@@ -152,7 +178,10 @@ def document(table: Table) -> model.Json:
             },
             'responses': {error.name: _error(error) for error in ERRORS.values()},
             'headers': dict(HEADERS),
-            'parameters': {microversion.HEADER: _VERSION_PARAMETER},
+            'parameters': {
+                microversion.HEADER: _VERSION_PARAMETER,
+                _UNLESS_KNOWN: _IF_NONE_MATCH,
+            },
             'securitySchemes': {'token': _TOKEN},
         },
         'security': [{'token': []}],
@@ -168,14 +197,19 @@ def reasons(operation: Operation) -> Mapping[int, str]:
     return dict(sorted(found.items()))
 
 
-def _operation(operation: Operation, path: str) -> model.Json:
+def _operation(operation: Operation, path: str, method: str) -> model.Json:
+    is_read = method == 'GET'
     made: model.Json = {
         'operationId': operation.name,
         'summary': operation.summary,
         'tags': [operation.tag],
-        'parameters': list(_parameters(operation, path)),
+        'parameters': [
+            *_parameters(operation, path),
+            *([{'$ref': f'#/components/parameters/{_UNLESS_KNOWN}'}] if is_read else ()),
+        ],
         'responses': {
-            str(operation.status): _success(operation),
+            str(operation.status): _success(operation, _CACHED if is_read else ()),
+            **({'304': _not_modified()} if is_read else {}),
             **{str(number): _refusal(number, why) for number, why in reasons(operation).items()},
         },
     }
@@ -201,11 +235,16 @@ def _described(schema: model.Json) -> model.Json:
     return {'description': schema['description'], 'schema': _refer(bare)}
 
 
-def _success(operation: Operation) -> model.Json:
-    made: model.Json = {
-        'description': operation.summary,
-        'headers': _headers((microversion.HEADER, _REQUEST_ID, *operation.headers)),
+def _not_modified() -> model.Json:
+    return {
+        'description': NOT_MODIFIED,
+        'headers': _headers((microversion.HEADER, _REQUEST_ID, *_CACHED)),
     }
+
+
+def _success(operation: Operation, more_headers: Sequence[str]) -> model.Json:
+    headers = (microversion.HEADER, _REQUEST_ID, *operation.headers, *more_headers)
+    made: model.Json = {'description': operation.summary, 'headers': _headers(headers)}
     if operation.answer is not None:
         made['content'] = {_JSON: {'schema': _refer(operation.answer)}}
     if operation.links:

@@ -28,6 +28,8 @@ class RequestStore(Protocol):
 
     def get(self, request_id: str, project_id: str | None = None) -> model.CacheRequest: ...
 
+    def outline(self, request_id: str, project_id: str | None = None) -> model.CacheRequest: ...
+
     def list(
         self,
         which: requests.RequestFilter,
@@ -35,7 +37,9 @@ class RequestStore(Protocol):
         page: pages.Page,
     ) -> Sequence[model.CacheRequest]: ...
 
-    def list_tasks(self, chosen: requests.TaskFilter, page: pages.Page) -> Sequence[model.Task]: ...
+    def list_tasks(
+        self, chosen: requests.TaskFilter, page: pages.Page, *, of_known: bool
+    ) -> Sequence[model.Task]: ...
 
 
 class ActionStore(Protocol):

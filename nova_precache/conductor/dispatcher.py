@@ -53,6 +53,7 @@ class Dispatcher:
         self._inventory = aggregates
         self._planning = plans
         self._worker = hosts
+        hosts.slots = self._slots
         self._tracker = track
         self._breakers = breakers
         self.limit = limit
@@ -137,22 +138,32 @@ class Dispatcher:
     def _claim(self) -> None:
         """Claim hosts up to the limit."""
         while not self._stopping.is_set() and len(self._in_progress) < self.limit:
-            avoided = self._breakers.avoid()  # first: a breaker may become due in between
-            most = 1 if self._breakers.has_to_probe() else self.limit
-            claimed = self._jobs.claim_hosts(self._conductor_id, self.limit, avoided, most)
+            now = self._slots()
+            claimed = self._jobs.claim_hosts(
+                self._conductor_id, now.limit, now.avoid_cells, now.most
+            )
             for each in claimed:
                 self._submit(each.claim, each.first)
             if not claimed:
                 return
 
+    def _slots(self) -> job_claim.Slots:
+        avoided = self._breakers.avoid()  # first: a breaker may become due in between
+        most = 1 if self._breakers.has_to_probe() else self.limit
+        return job_claim.Slots(self.limit, most, tuple(avoided))
+
     def _take_over(self) -> None:
         """Take over the expired claims of other conductors, before any new claim."""
-        if self._stopping.is_set():
-            return
-        for claim in self._jobs.take_over(self._conductor_id):
-            LOG.warning('Host %s is taken over from a conductor whose lease expired', claim.host)
-            self._count_takeover()
-            self._submit(claim)
+        while not self._stopping.is_set():
+            claims = self._jobs.take_over(self._conductor_id)
+            for claim in claims:
+                LOG.warning(
+                    'Host %s is taken over from a conductor whose lease expired', claim.host
+                )
+                self._count_takeover()
+                self._submit(claim)
+            if not claims:
+                return
 
     def _submit(self, claim: job_claim.Claim, first: jobs.Assignment | None = None) -> None:
         self._breakers.enter(claim.cell_uuid)  # before the next claim reads the cells to avoid
@@ -182,9 +193,11 @@ class Dispatcher:
     def _release_strays(self) -> None:
         """Release the hosts whose worker could not, for example during a database outage."""
         serving = set(self._in_progress.values())
-        for host in set(self._jobs.claimed_hosts(self._conductor_id)) - serving:
+        strays = sorted(set(self._jobs.claimed_hosts(self._conductor_id)) - serving)
+        for host in strays:
             LOG.warning('Releasing host %s: it is claimed but has no worker', host)
-            self._jobs.release(self._conductor_id, [host])
+        if strays:
+            self._jobs.release(self._conductor_id, strays)
 
     def _skip_hosts_that_left(self) -> None:
         for request in self._requests.with_waiting_tasks():

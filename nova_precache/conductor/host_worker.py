@@ -43,6 +43,8 @@ class HostWorker:
         raises ``CellUnreachable`` or ``HostOccupied`` if that is unknown
     :param computes: returns the client of a cell by its uuid
     :param access: returns the image endpoint and a fresh token for a call
+    :ivar slots: returns those of the conductor, set by its dispatcher; without them, no host
+        gives way to another
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class HostWorker:
         self._companions = companions.CompanionLookup(images)
         self._access = access
         self._breakers = breakers
+        self.slots: Callable[[], job_claim.Slots | None] = lambda: None
 
     def serve(
         self,
@@ -74,7 +77,8 @@ class HostWorker:
     ) -> None:
         """Call the host for each of its due jobs, then release it.
 
-        A job that is assigned already is called even if the conductor is about to stop.
+        Between two calls it gives way to a host that comes first; its other jobs wait. A job
+        that is assigned already is called even if the conductor is about to stop.
 
         :param first: the job that was assigned with the claim
         """
@@ -84,6 +88,8 @@ class HostWorker:
                 # A database outage before a call repeats the step afterwards.
                 step = functools.partial(self._step, claim, result.assignment, is_stopping)
                 result = self._tracker.database_wait.wait_out(step)
+            if result.gave_way_to is not None:
+                LOG.info('Host %s gives its slot to host %s', claim.host, result.gave_way_to)
         finally:
             if not result.is_over:
                 self._jobs.release(self._conductor_id, [claim.host])
@@ -96,7 +102,9 @@ class HostWorker:
     ) -> jobs.NextJobResult:
         if assignment is not None:
             return self._attempt(assignment, is_stopping)
-        return self._jobs.next_job(self._conductor_id, claim.host, goes_on=not is_stopping())
+        return self._jobs.next_job(
+            self._conductor_id, claim.host, goes_on=not is_stopping(), slots=self.slots()
+        )
 
     def _attempt(
         self, assignment: jobs.Assignment, is_stopping: Callable[[], bool]
@@ -197,7 +205,7 @@ class HostWorker:
                 outcome = _error(f'unexpected {type(exc).__name__}: {exc}')
             goes_on = outcome.retry not in _HOST_IS_LEFT and not is_stopping()
             return self._tracker.record_and_get_next(
-                self._conductor_id, assignment, outcome, goes_on
+                self._conductor_id, assignment, outcome, goes_on, self.slots()
             )
 
     def _assign_again(self, assignment: jobs.Assignment) -> jobs.Assignment | None:

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adds to requests and tasks that are shown why they do not move, and their current rates.
+"""Adds to requests and tasks that are shown why they do not move, their rates and their ETAs.
 
 The facts are loaded when they are read, for all rows of a page together; ``request.waiting``
 decides what they mean. A rate is stored as it was last reported, so that of a silent compute
-is not shown.
+is not shown. What is read grows with the page and with the hosts at work, not with the tasks
+of a request.
 """
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import model
+from nova_precache import model, pace
 from nova_precache.db import hearing, rows, standing
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import host_limits
-from nova_precache.db.request import waiting
+from nova_precache.db.job import claim as job_claim, host_limits, progress, turns
+from nova_precache.db.request import gating, waiting
 
 _When = datetime.datetime | None
 WhyDown = Callable[[_When, _When, hearing.Heard | None, _When], str | None]
@@ -62,38 +63,38 @@ class Explanations:
         self._why_down = why_down
 
     def tasks(self, tasks: Sequence[model.Task]) -> Sequence[model.Task]:
-        """Return the tasks with their current reasons and rates, in the same order."""
+        """Return the tasks with their current reasons, rates and ETAs, in the same order."""
         in_flight = [task for task in tasks if task.status in model.TASK_IN_FLIGHT]
         if not in_flight:
             return tasks
         with self._database.reader() as session:
             page = _Page(session, self._rules, {task.request_id for task in in_flight})
-            loaded = page.of_tasks(in_flight)
-        known = self._facts(page, loaded)
+            known = page.with_turns(self._facts(page, page.of_tasks(in_flight)))
+            known = page.with_bytes_before(known)
         return [
             _explained(page.service, task, known[task.id]) if task.id in known else task
             for task in tasks
         ]
 
     def requests(self, requests: Sequence[model.CacheRequest]) -> Sequence[model.CacheRequest]:
-        """Return the requests with their current reasons and rates, in the same order."""
+        """Return the requests with their current reasons, rates and ETAs, in the same order."""
         active = {each.id for each in requests if each.status in model.REQUEST_ACTIVE}
         if not active:
             return requests
         with self._database.reader() as session:
             page = _Page(session, self._rules, active)
-            stale = page.stale_rates()
-            loaded = page.of_tasks(page.first_tasks())
-        first = {facts.task.request_id: facts for facts in self._facts(page, loaded).values()}
-        shown = []
-        for each in requests:
-            if each.id in page.requests:
-                rate = max(0, each.rate_bytes - stale.get(each.id, 0))
-                stands = None if rate else first.get(each.id)
-                why = waiting.request_reason(page.service, page.requests[each.id], stands)
-                each = dataclasses.replace(each, reason=why, rate_bytes=rate)
-            shown.append(each)
-        return shown
+            rates = page.current_rates({each.id: each.rate_bytes for each in requests})
+            still = [
+                each.id for each in requests if each.id in page.requests and not rates[each.id]
+            ]
+            known = page.with_turns(self._facts(page, page.first_tasks(still)))
+        first = {facts.task.request_id: facts for facts in known.values()}
+        return [
+            _explained_request(page, each, rates[each.id], first.get(each.id))
+            if each.id in page.requests
+            else each
+            for each in requests
+        ]
 
     def _facts(self, page: '_Page', loaded: Sequence['_Loaded']) -> Mapping[int, waiting.TaskFacts]:
         problems = self._cell_problems(page, {each.task.cell_uuid for each in loaded})
@@ -165,6 +166,24 @@ def _explained(
         task,
         reason=waiting.task_reason(service, facts),
         rate_bytes=waiting.rate_bytes(service, facts),
+        expected_seconds=waiting.expected_seconds(service, facts),
+    )
+
+
+def _explained_request(
+    page: '_Page', request: model.CacheRequest, rate: int, first: waiting.TaskFacts | None
+) -> model.CacheRequest:
+    """Explain a request by the first of its tasks in flight, if none moves."""
+    facts = page.requests[request.id]
+    expected = None
+    if first is not None and page.fleet_rate:
+        seconds = waiting.seconds_until_called(page.service, first)
+        expected = None if seconds is None else seconds + request.bytes_to_come / page.fleet_rate
+    return dataclasses.replace(
+        request,
+        reason=waiting.request_reason(page.service, facts, first),
+        rate_bytes=rate,
+        expected_seconds=expected,
     )
 
 
@@ -177,6 +196,7 @@ class _Loaded:
 
 
 _TASK, _JOB, _REQUEST, _CLAIM = models.Task, models.Job, models.CacheRequest, models.Claim
+_KEYS = db_session.keys()
 _JOINED = (
     sa.select(
         _TASK.id,
@@ -195,14 +215,54 @@ _JOINED = (
     .outerjoin(models.Agent, models.Agent.host == _TASK.host)
     .outerjoin(_CLAIM, _CLAIM.host == _TASK.host)
     .outerjoin(models.StockCall, models.StockCall.host == _TASK.host)
+    .where(_TASK.id.in_(_KEYS))
 )
+# All that a request has in common; a claim that is not held keeps its row.
 _SIGNS = sa.select(
     db_session.database_now(),
     sa.func.max(_CLAIM.lease_expires_at),
-    sa.func.count(_CLAIM.conductor_id),
+    sa.func.count(),
     sa.select(sa.func.max(models.Service.seen_at))
     .where(models.Service.binary == model.Binary.CONDUCTOR)
     .scalar_subquery(),
+).where(job_claim.held())
+_REQUESTS = sa.select(
+    _REQUEST.id,
+    _REQUEST.status,
+    _REQUEST.created_at,
+    _REQUEST.is_planned,
+    _REQUEST.reason,
+    _REQUEST.not_before,
+    _REQUEST.canary_passed,
+    _REQUEST.images,
+    _REQUEST.options,
+    _REQUEST.max_parallel_hosts,
+).where(_REQUEST.id.in_(_KEYS))
+_CALLED = sa.select(_JOB.host, _JOB.status, _JOB.progress_at, _JOB.rate_bytes).where(
+    _JOB.host.in_(_KEYS), _JOB.status.in_(model.TASK_IN_FLIGHT), _JOB.epoch.is_not(None)
+)
+
+
+def _first_in(status: str) -> sa.ColumnElement[int]:
+    """Select the first task of a request in a status, by one look into an index."""
+    its = sa.select(_TASK.id).where(_TASK.request_id == _REQUEST.id, _TASK.status == status)
+    first = its.order_by(_TASK.id).limit(1)
+    return db_session.by_index(first, _TASK, 'cache_tasks_status_idx').scalar_subquery()
+
+
+_WORKING, _WAITING = sorted(model.TASK_WORKING), sorted(model.TASK_WAITING)
+_FIRST = sa.select(*map(_first_in, _WORKING), *map(_first_in, _WAITING)).where(
+    _REQUEST.id.in_(_KEYS)
+)
+_CANARIES_AT_ONCE = 20
+_TASKS = _JOINED.add_columns(*(column for column in rows.TASK if column is not _TASK.id))
+_STALE = (
+    sa.select(_TASK.request_id, sa.func.sum(_TASK.rate_bytes))
+    .join(_JOB, _JOB.uuid == _TASK.job_uuid)
+    .join(models.Agent, models.Agent.host == _TASK.host)
+    .where(_TASK.request_id.in_(_KEYS), _TASK.status.in_(model.TASK_WORKING))
+    .where(_TASK.rate_bytes > 0, turns.is_stale(sa.bindparam('silent_since')))
+    .group_by(_TASK.request_id)
 )
 
 
@@ -213,12 +273,13 @@ class _Page:
     :ivar heard: cell uuid to when it could be heard
     :ivar anywhere: the same, for a host without an agent
     :ivar at_work: host to the last progress of the image for which it is called
+    :ivar fleet_rate: of all hosts at work together, or as expected; loaded for waiting tasks
     """
 
     def __init__(self, session: orm.Session, rules: Rules, request_ids: Collection[str]) -> None:
         self._session = session
         self._gap = datetime.timedelta(seconds=rules.hearing_gap_seconds)
-        now, leased_until, claimed, reported_at = session.execute(_SIGNS).one()
+        now, leased_until, claimed, reported_at = db_session.run(session, _SIGNS).one()
         self.heard = hearing.every(session)
         self.anywhere = hearing.latest(self.heard.values(), now)
         lease = datetime.timedelta(seconds=rules.claim_lease_seconds)
@@ -236,6 +297,7 @@ class _Page:
             precache_concurrency=rules.precache_concurrency(),
         )
         self.at_work: dict[str, sa.Row[*tuple[Any, ...]]] = {}
+        self.fleet_rate = 0.0
         self.requests = self._load_requests(sorted(request_ids))
 
     def heard_at(self, heard: hearing.Heard) -> datetime.datetime:
@@ -243,24 +305,13 @@ class _Page:
         return max(heard.since, heard.until - self._gap)
 
     def _load_requests(self, ids: Sequence[str]) -> Mapping[str, waiting.RequestFacts]:
-        query = sa.select(
-            _REQUEST.id,
-            _REQUEST.status,
-            _REQUEST.created_at,
-            _REQUEST.is_planned,
-            _REQUEST.reason,
-            _REQUEST.not_before,
-            _REQUEST.canary_passed,
-            _REQUEST.options,
-            _REQUEST.max_parallel_hosts,
-        )
-        found = self._chunked(query, _REQUEST.id, ids)
+        found = self._run(_REQUESTS, ids)
         options = {row.id: rows.options(row.options) for row in found}
         canaries = self._canaries(
             {
-                row.id: options[row.id].canary or 0
+                row.id: gating.select_canary(row.id, canary, len(row.images))
                 for row in found
-                if row.is_planned and not row.canary_passed
+                if (canary := options[row.id].canary) and row.is_planned and not row.canary_passed
             }
         )
         limited = any(row.max_parallel_hosts is not None for row in found)
@@ -276,82 +327,141 @@ class _Page:
                 waits_for_down_hosts=options[row.id].wait_for_down_hosts,
                 max_parallel_hosts=row.max_parallel_hosts,
                 busy_hosts=limits.busy_hosts(row.id),
+                max_rate_bytes=options[row.id].max_rate_bytes,
             )
             for row in found
         }
 
-    def _canaries(self, sizes: Mapping[str, int]) -> Mapping[str, tuple[int, int]]:
-        """Map requests to the number of canary hosts that are done, and of all: ``gating``."""
-        if not sizes:
-            return {}
-        left = sa.func.sum(sa.case((_TASK.status.in_(model.TASK_IN_FLIGHT), 1), else_=0))
-        hosts = (
-            sa.select(_TASK.request_id, sa.func.min(_TASK.id).label('first'), left.label('left'))
-            .where(_TASK.request_id.in_(sorted(sizes)), _TASK.job_uuid.is_not(None))
-            .group_by(_TASK.request_id, _TASK.host)
-            .subquery()
-        )
-        turn = sa.func.row_number().over(partition_by=hosts.c.request_id, order_by=hosts.c.first)
-        ranked = sa.select(hosts.c.request_id, hosts.c.left, turn.label('turn')).subquery()
-        first = sa.select(ranked).where(ranked.c.turn <= max(sizes.values()))
-        ended: dict[str, list[bool]] = {request_id: [] for request_id in sizes}
-        for row in self._session.execute(first):
-            if row.turn <= sizes[row.request_id]:
-                ended[row.request_id].append(not row.left)
-        return {request_id: (sum(each), len(each)) for request_id, each in ended.items()}
+    def _canaries(self, canaries: Mapping[str, sa.Select[str]]) -> Mapping[str, tuple[int, int]]:
+        """Map requests to the number of canary hosts that are done, and of all.
+
+        :param canaries: request id to the query of its hosts
+        """
+        found: dict[str, tuple[int, int]] = {}
+        for some in db_session.chunks(sorted(canaries.items()), _CANARIES_AT_ONCE):
+            query = sa.union_all(*(_count_canary(*each) for each in some))
+            found.update((row.id, (row.done, row.hosts)) for row in self._session.execute(query))
+        return found
 
     def of_tasks(self, tasks: Sequence[model.Task]) -> list[_Loaded]:
         """Load the facts about tasks of these requests, and about their hosts."""
         by_id = {task.id: task for task in tasks if task.request_id in self.requests}
-        found = self._chunked(_JOINED, _TASK.id, list(by_id))
-        loaded = [_Loaded(by_id[row.id], row) for row in found]
+        return self._loaded(_Loaded(by_id[row.id], row) for row in self._run(_JOINED, list(by_id)))
+
+    def first_tasks(self, requests: Sequence[str]) -> list[_Loaded]:
+        """Load a task in flight of each request, one that a compute works on if there is one."""
+        ids = []
+        for row in self._run(_FIRST, requests):
+            working = [task_id for task_id in row[: len(_WORKING)] if task_id is not None]
+            queued = [task_id for task_id in row[len(_WORKING) :] if task_id is not None]
+            ids += sorted(working or queued)[:1]
+        return self._loaded(_Loaded(rows.task(row), row) for row in self._run(_TASKS, ids))
+
+    def _loaded(self, tasks: Iterable[_Loaded]) -> list[_Loaded]:
+        loaded = list(tasks)
         claimed = {each.task.host for each in loaded if each.row.claimed_by is not None}
-        called = sa.select(_JOB.host, _JOB.progress_at).where(
-            _JOB.status.in_(model.TASK_IN_FLIGHT), _JOB.epoch.is_not(None)
-        )
-        self.at_work.update(
-            (row.host, row) for row in self._chunked(called, _JOB.host, sorted(claimed))
-        )
+        self.at_work.update((row.host, row) for row in self._run(_CALLED, sorted(claimed)))
         return loaded
 
-    def first_tasks(self) -> list[model.Task]:
-        """Return a task in flight of each request, one that a compute works on if there is one."""
-        query = sa.select(_TASK.request_id, _TASK.status, sa.func.min(_TASK.id)).where(
-            _TASK.status.in_(model.TASK_IN_FLIGHT)
-        )
-        query = query.group_by(_TASK.request_id, _TASK.status)
-        first: dict[str, tuple[bool, int]] = {}
-        for request_id, status, task_id in self._chunked(
-            query, _TASK.request_id, sorted(self.requests)
-        ):
-            rank = status not in model.TASK_WORKING, task_id
-            first[request_id] = min(rank, first.get(request_id, rank))
-        ids = [task_id for _, task_id in first.values()]
-        return [rows.task(row) for (row,) in self._chunked(sa.select(_TASK), _TASK.id, ids)]
+    def current_rates(self, stored: Mapping[str, int]) -> Mapping[str, int]:
+        """Return the rates of requests without those that silent or restarted computes reported.
 
-    def stale_rates(self) -> Mapping[str, int]:
-        """Map requests to the sum of the rates that silent or restarted computes reported."""
-        silent = self.service.now - self.service.compute_silent
-        agent = models.Agent
-        is_stale = sa.or_(
-            sa.and_(agent.seen_at < silent, _JOB.progress_at < silent),
-            agent.started_at > _JOB.progress_at,
-        )
-        query = (
-            sa.select(_TASK.request_id, sa.func.sum(_TASK.rate_bytes))
-            .join(_JOB, _JOB.uuid == _TASK.job_uuid)
-            .join(agent, agent.host == _TASK.host)
-            .where(_TASK.status.in_(model.TASK_WORKING), _TASK.rate_bytes > 0, is_stale)
-            .group_by(_TASK.request_id)
-        )
-        found = self._chunked(query, _TASK.request_id, sorted(self.requests))
-        return {request_id: int(rate) for request_id, rate in found}
+        :param stored: request id to the sum of the rates of its tasks
+        """
+        moving = sorted(each for each in self.requests if stored[each])
+        stale = {
+            request_id: int(rate)
+            for request_id, rate in self._run(_STALE, moving, silent_since=self._silent_since)
+        }
+        return {each: max(0, rate - stale.get(each, 0)) for each, rate in stored.items()}
 
-    def _chunked(
-        self, query: sa.Select[*tuple[Any, ...]], column: Any, keys: Sequence[Any]
+    def with_turns(self, known: Mapping[int, waiting.TaskFacts]) -> Mapping[int, waiting.TaskFacts]:
+        """Add to tasks that wait for their host when it is its turn, and at which rate."""
+        coming = {
+            task_id: facts
+            for task_id, facts in known.items()
+            if waiting.is_coming(self.service, facts)
+        }
+        if not coming:
+            return known
+        hosts = sorted({facts.host.name for facts in coming.values()})
+        working = turns.at_work(self._session, self._silent_since)
+        measured = progress.measured_rates(self._session, hosts, self.service.now)
+        places = self._places(coming.values())
+        everywhere = turns.together(working.values())
+        self.fleet_rate = everywhere.rate_bytes
+        others = pace.typical(measured.values())
+        if everywhere.transfers:
+            others = everywhere.rate_bytes / everywhere.transfers
+        elif others is not None:
+            self.fleet_rate = others * self.service.precache_concurrency
+        added = {}
+        for task_id, facts in coming.items():
+            name, place = facts.host.name, places.get(facts.host.name)
+            in_cell = working.get(facts.task.cell_uuid or '', everywhere)
+            rate = self._rate_now(name) or measured.get(name)
+            host = dataclasses.replace(
+                facts.host,
+                turn=None if place is None else self._turn(place, in_cell),
+                rate_bytes=pace.expected(rate, others, facts.request.max_rate_bytes),
+            )
+            added[task_id] = dataclasses.replace(facts, host=host)
+        return {**known, **added}
+
+    def with_bytes_before(
+        self, known: Mapping[int, waiting.TaskFacts]
+    ) -> Mapping[int, waiting.TaskFacts]:
+        """Add to tasks whose ETA is known what their hosts receive before."""
+        awaited = [task_id for task_id, facts in known.items() if facts.host.rate_bytes]
+        found = turns.bytes_before(self._session, awaited) if awaited else {}
+        return {
+            task_id: dataclasses.replace(
+                facts, job=dataclasses.replace(facts.job, bytes_before=found.get(task_id, 0))
+            )
+            for task_id, facts in known.items()
+        }
+
+    def _places(self, coming: Collection[waiting.TaskFacts]) -> Mapping[str, turns.Place]:
+        by_cell: dict[str, set[str]] = {}
+        for facts in coming:
+            if waiting.waits_for_slot(self.service, facts) and facts.task.cell_uuid is not None:
+                by_cell.setdefault(facts.task.cell_uuid, set()).add(facts.host.name)
+        return turns.places(self._session, self.service.now, by_cell) if by_cell else {}
+
+    def _turn(self, place: turns.Place, working: turns.AtWork) -> waiting.Turn:
+        """Estimate when it is a host's turn: the next slot is free once one transfer has ended."""
+        rate = working.rate_bytes or self.fleet_rate
+        seconds = None
+        if rate and not place.is_beyond:
+            next_end = working.bytes_to_come / max(1, working.transfers)
+            seconds = (next_end + place.bytes_before) / rate
+        return waiting.Turn(place.hosts_before, place.is_beyond, seconds)
+
+    def _rate_now(self, host: str) -> int:
+        row = self.at_work.get(host)
+        return 0 if row is None or row.status not in model.TASK_WORKING else row.rate_bytes or 0
+
+    @property
+    def _silent_since(self) -> datetime.datetime:
+        return self.service.now - self.service.compute_silent
+
+    def _run(
+        self, statement: sa.Select[*tuple[Any, ...]], keys: Sequence[Any], **given: Any
     ) -> list[sa.Row[*tuple[Any, ...]]]:
         return [
             row
             for chunk in db_session.chunks(keys)
-            for row in self._session.execute(query.where(column.in_(chunk)))
+            for row in db_session.run(self._session, statement, {**given, 'keys': chunk})
         ]
+
+
+def _count_canary(request_id: str, hosts: sa.Select[str]) -> sa.Select[*tuple[Any, ...]]:
+    canary = hosts.subquery()
+    works = (
+        sa.exists()
+        .where(_TASK.request_id == request_id, _TASK.host == canary.c.host)
+        .where(_TASK.job_uuid.is_not(None), _TASK.status.in_(model.TASK_IN_FLIGHT))
+    )
+    done = sa.func.sum(sa.case((works, 0), else_=1))
+    counted = sa.func.count(canary.c.host).label('hosts')
+    return sa.select(sa.literal(request_id).label('id'), done.label('done'), counted)

@@ -6,8 +6,9 @@ are taken in the global order: the counter, claims, jobs, requests. So all jobs 
 called are chosen and locked before the first request.
 """
 
+import collections
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -20,6 +21,7 @@ from nova_precache.db.job import (
     host_limits,
     locking,
     outcome as job_outcome,
+    share,
 )
 from nova_precache.db.request import rollout
 
@@ -32,6 +34,7 @@ class NextJobRequest:
     :ivar goes_on: False to release the host
     :ivar repeated: the job whose call timed out while its bytes moved: only this job may be
         called, and the host is not released if it is not
+    :ivar slots: those of the conductor, if the host may give way to another one
     """
 
     conductor_id: str
@@ -39,6 +42,7 @@ class NextJobRequest:
     ended: job_finish.Finish | None = None
     goes_on: bool = True
     repeated: str | None = None
+    slots: job_claim.Slots | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +51,13 @@ class NextJobResult:
 
     :ivar assignment: the next call, if a job is due on the host
     :ivar is_over: the host was released
+    :ivar gave_way_to: the host that comes first, if that is why it was released
     """
 
     recorded: job_outcome.Recorded
     assignment: call.Assignment | None = None
     is_over: bool = False
+    gave_way_to: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,14 +119,20 @@ def merge(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def execute_batch(session: orm.Session, batch: Batch) -> BatchResult:
-    """Execute all members of a batch."""
+def execute_batch(
+    session: orm.Session, batch: Batch, known: share.KnownCells | None = None
+) -> BatchResult:
+    """Execute all members of a batch.
+
+    :param known: the cells with work at the last time
+    """
     begins = batch.begins
     finishes = [*batch.finishes, *(each.ended for each in batch.next_jobs if each.ended)]
     wanted = next(iter(batch.claims), None)
     if batch.next_jobs or wanted:
         job_claim.lock_counter(session)
-    hosts = _Hosts(session, batch.next_jobs, wanted, [each.job_id for each in finishes])
+    ended = [each.job_id for each in finishes]
+    hosts = _Hosts(session, batch.next_jobs, wanted, ended, known or share.KnownCells())
     jobs = [*(each.job_id for each in begins), *(each.job_id for each in finishes)]
     locked = locking.lock(session, jobs, {each.job_id: each.active_key for each in hosts.jobs})
     starting = call.to_start(session, begins, locked)
@@ -136,6 +148,7 @@ def execute_batch(session: orm.Session, batch: Batch) -> BatchResult:
 
 # Of one transaction; the dispatcher asks again while it gets some.
 _MOST_ROUNDS = 4
+_NONE = job_claim.ClaimBudget({})
 
 
 class _Hosts:
@@ -150,47 +163,99 @@ class _Hosts:
         served: Sequence[NextJobRequest],
         wanted: job_claim.ClaimRequest | None,
         ended: Sequence[str],
+        known: share.KnownCells,
     ) -> None:
         self._session = session
         self._served = served
-        self._budget = None if wanted is None else job_claim.budget(session)
-        self._epochs: dict[str, int] = {}
+        self._ended = ended
+        self._known = known
+        self._held: dict[str, job_claim.Claim] = {}
         for conductor_id, hosts in _by_conductor([each for each in served if each.goes_on]).items():
-            self._epochs.update(job_claim.fence(session, conductor_id, hosts))
+            self._held.update(job_claim.fence(session, conductor_id, hosts))
+        may_give_way = any(each.slots is not None and each.goes_on for each in served)
+        self._budget = job_claim.budget(session) if wanted is not None or may_give_way else _NONE
+        free = 0 if wanted is None else self._budget.free(wanted, given_back=len(served))
         over = {
             each.ended.job_id: each.ended.epoch
             for each in served
-            if each.ended and each.host in self._epochs
+            if each.ended and each.host in self._held
         }
-        free = 0
-        if wanted is not None and self._budget is not None:
-            free = self._budget.free(wanted, given_back=len(served))
         self._limits = host_limits.load(session, over) if served or free else host_limits.NONE
-        self._ended = ended
         repeated = {each.host: each.repeated for each in served if each.repeated is not None}
-        self._chosen = dict(call.choose(session, list(self._epochs), ended, repeated, self._limits))
-        self._free: dict[str, str] = {}
+        self._chosen = dict(call.choose(session, list(self._held), ended, repeated, self._limits))
+        self._free: dict[str, share.Candidate] = {}
+        self._first: dict[str, call.DueJob] = {}
         if wanted is not None and free:
-            self._choose_free(wanted, free)
-        self.jobs = list(self._chosen.values())
+            self._choose_free(share.Search(free, wanted.avoid_cells, self._budget.by_cell))
+        self._gave_way = self._give_way(wanted is not None) if may_give_way else {}
+        self.jobs = [*self._chosen.values(), *(self._first.values() if wanted else ())]
 
-    def _choose_free(self, wanted: job_claim.ClaimRequest, count: int) -> None:
+    def _choose_free(self, search: share.Search) -> None:
         """Choose free hosts and their first jobs; each choice counts against the limits."""
-        if self._limits:
-            count = min(count, db_session.CHUNK_KEYS)
+        loads = collections.Counter(search.loads)
         for _ in range(_MOST_ROUNDS):
-            if len(self._free) >= count:
+            left = search.count - len(self._free)
+            if left <= 0:
                 return
-            found = job_claim.most_urgent(
-                self._session, wanted.avoid_cells, count - len(self._free), self._limits, self._free
+            found = share.most_urgent(
+                self._session,
+                dataclasses.replace(search, count=left, loads=loads),
+                self._limits,
+                self._known,
+                self._free,
             )
             chosen = call.choose(
                 self._session, list(found), self._ended, {}, self._limits, until_saturated=True
             )
-            self._chosen.update(chosen)
+            self._first.update(chosen)
             self._free.update((host, found[host]) for host in chosen)
+            loads.update(found[host].cell_uuid for host in chosen)
             if not chosen or not self._limits:
                 return
+
+    def _give_way(self, is_claiming: bool) -> Mapping[str, str]:
+        """Map the served hosts that give their slots to others that come first, to those.
+
+        Others are chosen as by the next claim, so that it takes each freed slot. They get the
+        free slots first.
+
+        :param is_claiming: they are chosen already
+        """
+        serving = [
+            share.Serving(
+                each.host, self._held[each.host].cell_uuid, self._chosen[each.host].priority
+            )
+            for each in self._served
+            if each.slots is not None and self._may_give_way(each)
+        ]
+        slots = next((each.slots for each in self._served if each.slots is not None), None)
+        if slots is None or not serving:
+            return {}
+        over = [
+            each.host
+            for each in self._served
+            if each.host not in self._chosen
+            and each.repeated is None
+            and (each.host in self._held or not each.goes_on)
+        ]
+        loads = collections.Counter(self._budget.by_cell)
+        loads.subtract(self._held[host].cell_uuid for host in over if host in self._held)
+        free = slots.limit - self._budget.claimed + len(over)
+        if not 0 <= free < job_claim.MOST_HOSTS:
+            return {}
+        if not is_claiming:
+            count = min(free + len(serving), free + slots.most, job_claim.MOST_HOSTS)
+            least = share.least_that_counts(serving, loads)
+            self._choose_free(share.Search(count, slots.avoid_cells, loads, least))
+        gave_way = share.give_way(serving, list(self._free.values())[free:], loads)
+        for host in gave_way:
+            del self._chosen[host]
+        return gave_way
+
+    def _may_give_way(self, request: NextJobRequest) -> bool:
+        """Return whether the next call of a host is one that may wait: it joins no transfer."""
+        chosen = self._chosen.get(request.host)
+        return chosen is not None and not chosen.joins and request.repeated is None
 
     def call_or_release(
         self,
@@ -198,19 +263,22 @@ class _Hosts:
         locked: Mapping[str, locking.Locked],
     ) -> Mapping[str, NextJobResult]:
         """Assign each served host its next job, or release it."""
-        held = self._held_up(recorded)
-        epochs = {host: epoch for host, epoch in self._epochs.items() if host not in held}
-        assigned = self._assign(epochs, locked)
-        over = [
-            each
+        held_up = self._held_up(recorded)
+        going_on = {host: each for host, each in self._held.items() if host not in held_up}
+        assigned = self._assign(self._chosen, going_on, locked)
+        over = {
+            each.host: each
             for each in self._served
-            if each.host not in {*assigned, *held} and each.repeated is None
-        ]
-        for conductor_id, hosts in _by_conductor(over).items():
+            if each.host not in assigned and each.host not in held_up and each.repeated is None
+        }
+        for conductor_id, hosts in _by_conductor(over.values()).items():
             job_claim.release(self._session, conductor_id, hosts)
         return {
             each.host: NextJobResult(
-                _recorded(each, recorded), assigned.get(each.host), is_over=each in over
+                _recorded(each, recorded),
+                assigned.get(each.host),
+                is_over=each.host in over,
+                gave_way_to=self._gave_way.get(each.host) if each.host in over else None,
             )
             for each in self._served
         }
@@ -222,17 +290,20 @@ class _Hosts:
         if not self._free:
             return []
         # Some hosts may have been released since the first count.
-        left = (
-            self._budget if self._budget and not self._served else job_claim.budget(self._session)
-        )
-        claimed = job_claim.acquire(self._session, wanted, self._free, left)
-        first = self._assign({claim.host: claim.epoch for claim in claimed}, locked)
+        left = job_claim.budget(self._session) if self._served else self._budget
+        among = {host: each.cell_uuid for host, each in self._free.items()}
+        claimed = job_claim.acquire(self._session, wanted, among, left)
+        first = self._assign(self._first, {claim.host: claim for claim in claimed}, locked)
         return [Claimed(claim, first.get(claim.host)) for claim in claimed]
 
     def _assign(
-        self, epochs: Mapping[str, int], locked: Mapping[str, locking.Locked]
+        self,
+        jobs: Mapping[str, call.DueJob],
+        claims: Mapping[str, job_claim.Claim],
+        locked: Mapping[str, locking.Locked],
     ) -> dict[str, call.Assignment]:
-        chosen = {host: job for host, job in self._chosen.items() if host in epochs}
+        chosen = {host: job for host, job in jobs.items() if host in claims}
+        epochs = {host: each.epoch for host, each in claims.items()}
         return call.assign(self._session, chosen, epochs, locked)
 
     def _held_up(self, recorded: Mapping[str, job_outcome.Recorded]) -> set[str]:
@@ -259,7 +330,7 @@ def _recorded(
     )
 
 
-def _by_conductor(served: Sequence[NextJobRequest]) -> Mapping[str, list[str]]:
+def _by_conductor(served: Iterable[NextJobRequest]) -> Mapping[str, list[str]]:
     """Group the hosts by conductor: usually one; in tests several share a process."""
     found: dict[str, list[str]] = {}
     for each in served:

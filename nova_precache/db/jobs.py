@@ -23,9 +23,11 @@ from nova_precache.db.job import (
     claim as job_claim,
     demand,
     finish as job_finish,
+    host_limits,
     locking,
     outcome as job_outcome,
     progress,
+    share,
 )
 
 LOG = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class Jobs:
     def __init__(self, database: db_session.Database, lease_seconds: float) -> None:
         self._database = database
         self._lease = datetime.timedelta(seconds=lease_seconds)
+        self._known = share.KnownCells()
         self._senders = wire.Senders(LOG)
         self._group = group_commit.Group(
             self._commit, job_batch.Batch.keys, of_all=exception.DatabaseUnavailable
@@ -83,6 +86,8 @@ class Jobs:
     ) -> Sequence[job_batch.Claimed]:
         """Lease the hosts of the most urgent waiting jobs, and assign the first job of each.
 
+        There may be more: a transaction leases some only, so that others get their turn.
+
         :param limit: maximum of claimed hosts over all conductors
         :param avoid_cells: uuids of cells that are not to be called now
         :param most: maximum of hosts to lease now
@@ -91,7 +96,10 @@ class Jobs:
         return self._group.submit(job_batch.Batch(claims=[wanted]), lambda done: done.claimed)
 
     def take_over(self, conductor_id: str) -> Sequence[job_claim.Claim]:
-        """Take over claims that other conductors let expire; they still count as claimed."""
+        """Take over claims that other conductors let expire; they still count as claimed.
+
+        There may be more: call it again until none is left.
+        """
         return self._database.write(
             lambda session: job_claim.take_over(session, conductor_id, self._lease)
         )
@@ -188,18 +196,23 @@ class Jobs:
         host: str,
         ended: job_finish.Finish | None = None,
         goes_on: bool = True,
+        slots: job_claim.Slots | None = None,
     ) -> NextJobResult:
         """Record how a call ended, and choose the host's next job.
 
-        The host is released if nothing is due or the worker does not continue. If the
-        outcome may decide what is called next, neither happens: call again once the outcome
-        is handled.
+        The host is released if nothing is due, the worker does not continue, or another host
+        comes first. If the outcome may decide what is called next, neither happens: call
+        again once the outcome is handled.
+
+        :param slots: those of the conductor; None if the host gives way to no other
         """
         if ended is not None and ended.outcome.status in states.STOPPED:
             recorded = self.finish(ended.job_id, ended.epoch, ended.outcome)
-            result = self.next_job(conductor_id, host, goes_on=goes_on)
+            result = self.next_job(conductor_id, host, goes_on=goes_on, slots=slots)
             return dataclasses.replace(result, recorded=recorded)
-        return self._submit_next(job_batch.NextJobRequest(conductor_id, host, ended, goes_on))
+        return self._submit_next(
+            job_batch.NextJobRequest(conductor_id, host, ended, goes_on, slots=slots)
+        )
 
     def _submit_next(self, request: job_batch.NextJobRequest) -> NextJobResult:
         batch = job_batch.Batch(next_jobs=[request])
@@ -208,7 +221,8 @@ class Jobs:
     def _commit(self, batches: Sequence[job_batch.Batch]) -> job_batch.BatchResult:
         batch = job_batch.merge(batches)
         return self._database.write(
-            lambda session: job_batch.execute_batch(session, batch), may_reword=len(batches) == 1
+            lambda session: job_batch.execute_batch(session, batch, self._known),
+            may_reword=len(batches) == 1,
         )
 
     def is_moving(self, job_id: str, within_seconds: float) -> bool:
@@ -280,6 +294,37 @@ class Jobs:
             )
         return self._of_current(job_id, epoch, lambda s, job: job_finish.leave(s, job, outcome))
 
+    def others_wait(self, job_id: str, epoch: int, avoid_cells: Collection[str] = ()) -> bool:
+        """Return whether another host would be claimed if the slot of a call were free.
+
+        :param job_id: the job that was called, under ``epoch``; its host is still claimed
+        """
+        with self._database.reader() as session:
+            limits = host_limits.load(session, {job_id: epoch})
+            search = share.Search(1, avoid_cells, job_claim.budget(session).by_cell)
+            return bool(share.most_urgent(session, search, limits, self._known))
+
+    def postpone_due(self, host: str, why: model.ImageOutcome, delay_seconds: float) -> int:
+        """Postpone the due jobs of a host that are assigned to no call; return their number.
+
+        This does not count as an attempt.
+        """
+        job = models.Job
+        due = job_claim.due(db_session.database_now(), model.TASK_WAITING)
+
+        def work(session: orm.Session) -> int:
+            waiting = session.scalars(sa.select(job.uuid).where(job.host == host, due)).all()
+            locked = locking.lock(session, waiting)
+            delays = {
+                each: delay_seconds
+                for each in locked.values()
+                if each.is_due and each.status in model.TASK_WAITING and each.epoch is None
+            }
+            job_outcome.schedule_retry(session, delays, why)
+            return len(delays)
+
+        return self._database.write(work)
+
     def retry(
         self, job_id: str, epoch: int, outcome: model.ImageOutcome, delay_seconds: float
     ) -> job_outcome.Recorded:
@@ -329,7 +374,7 @@ class Jobs:
         A host to which no byte was moved recently is left out.
         """
         with self._database.reader() as session:
-            return progress.measured_rates(session, hosts)
+            return progress.measured_rates(session, hosts, db_session.now(session))
 
     def askers(self, job_id: str) -> Sequence[Asker]:
         """List the requests that still want a job, with their owners."""

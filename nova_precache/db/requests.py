@@ -84,13 +84,13 @@ class Requests:
         with self._database.reader() as session:
             return rows.requests(session, [load(session, request_id, project_id)])[0]
 
-    def outline(self, request_id: str) -> model.CacheRequest:
-        """Return a request without its counts, which take a read of each of its tasks.
+    def outline(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
+        """Return a request without its counts; ``project_id`` None matches any project.
 
-        :raises nova_precache.exception.RequestNotFound: unknown
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         """
         with self._database.reader() as session:
-            return rows.request(load(session, request_id), {})
+            return rows.request(load(session, request_id, project_id), {})
 
     def list(
         self,
@@ -121,20 +121,26 @@ class Requests:
         chosen = queries.TaskFilter(request_id, None, status, host, image_id)
         return self.list_tasks(chosen, pages.Page(limit=limit, marker=marker))
 
-    def list_tasks(self, chosen: queries.TaskFilter, page: pages.Page) -> Sequence[model.Task]:
+    def list_tasks(
+        self, chosen: queries.TaskFilter, page: pages.Page, *, of_known: bool = False
+    ) -> Sequence[model.Task]:
         """List the tasks of all requests that match.
 
+        :param of_known: there must be the request that the filter names
         :raises nova_precache.exception.InvalidMarker: no visible task has this id
+        :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         """
         with self._database.reader() as session:
+            if of_known:
+                queries.require(session, chosen.request_id or '', chosen.project_id)
             query = pages.select(
                 session,
-                queries.tasks(chosen),
+                queries.tasks(chosen, page),
                 queries.TASKS,
                 page,
                 queries.visible_tasks(chosen),
             )
-            return [rows.task(row) for row in session.scalars(query)]
+            return [rows.task(row) for row in db_session.run(session, query)]
 
     def next_to_plan(self, conductor_id: str) -> ToPlan | None:
         """Lease the planning of the most urgent unplanned request to this conductor."""

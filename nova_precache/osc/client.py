@@ -35,6 +35,7 @@ class ApiClient:
 
     def __init__(self, endpoint: adapter.Adapter) -> None:
         self._endpoint = endpoint
+        self._polled: dict[str, tuple[str, Json]] = {}
         self.names: Mapping[str, str] = {}
 
     def get(self, *path: str, query: Query | None = None) -> Json:
@@ -43,6 +44,22 @@ class ApiClient:
         :raises ApiError: the service refused
         """
         return self._json('GET', path, params=_given(query))
+
+    def poll(self, *path: str, query: Query | None = None) -> Json:
+        """Get a document again and again; the service sends only one that has changed.
+
+        :raises ApiError: the service refused
+        """
+        place = f'{"/".join(path)}?{urllib.parse.urlencode(_given(query))}'
+        etag, known = self._polled.get(place, (None, None))
+        headers = {} if etag is None else {'If-None-Match': etag}
+        answer = self._send('GET', path, params=_given(query), headers=headers)
+        if known is not None and answer.status_code == requests.codes.not_modified:
+            return known
+        document = _document(answer)
+        if 'ETag' in answer.headers:
+            self._polled[place] = answer.headers['ETag'], document
+        return document
 
     def post(self, *path: str, body: Json, query: Query | None = None) -> Json:
         return self._json('POST', path, params=_given(query), json=body)
@@ -58,16 +75,23 @@ class ApiClient:
         return self._json('DELETE', path)
 
     def pages(
-        self, *path: str, collection: str, query: Query | None = None, limit: int | None = None
+        self,
+        *path: str,
+        collection: str,
+        query: Query | None = None,
+        limit: int | None = None,
+        polls: bool = False,
     ) -> Iterator[Json]:
         """Yield the items of a list; fetch each page when it is needed.
 
         :param collection: the key of the list in each answer
         :param limit: total number of items
+        :param polls: get pages that have changed, as ``poll``
         """
         asked = dict(query or {})
+        get = self.poll if polls else self.get
         while True:
-            page = self.get(*path, query={**asked, 'limit': limit})
+            page = get(*path, query={**asked, 'limit': limit})
             items = page[collection]
             yield from items if limit is None else items[:limit]
             if limit is not None and (limit := limit - len(items)) <= 0:
@@ -77,11 +101,7 @@ class ApiClient:
             asked['marker'] = marker
 
     def _json(self, method: str, path: tuple[str, ...], **arguments: Any) -> Json:
-        answer = self._send(method, path, **arguments)
-        try:
-            return dict(answer.json())
-        except (ValueError, TypeError):
-            raise ApiError(f'No image pre-caching service found at {answer.url}') from None
+        return _document(self._send(method, path, **arguments))
 
     def _send(self, method: str, path: tuple[str, ...], **arguments: Any) -> requests.Response:
         if not all(path):
@@ -107,8 +127,9 @@ class ApiClient:
             raise ApiUnavailable(str(error).split(': ')[0]) from error
         if answer.status_code in _PASSING:
             raise ApiUnavailable(self._message(answer))
+        is_known = answer.status_code == requests.codes.not_modified and arguments.get('headers')
         # A server that offers a choice of versions lacks the requested one.
-        if answer.status_code >= requests.codes.multiple_choices:
+        if answer.status_code >= requests.codes.multiple_choices and not is_known:
             raise ApiError(self._message(answer))
         return answer
 
@@ -122,17 +143,26 @@ class ApiClient:
             return f'The image pre-caching service answered {answer.status_code} {answer.reason}'
         return shorten(said)
 
-    def _ask(self, url: str, method: str, **arguments: Any) -> requests.Response:
+    def _ask(
+        self, url: str, method: str, headers: Mapping[str, str] | None = None, **arguments: Any
+    ) -> requests.Response:
         answer: requests.Response = self._endpoint.request(
             url,
             method,
             raise_exc=False,
             redirect=False,
             timeout=TIMEOUT_SECONDS,
-            headers={'Accept': 'application/json'},
+            headers={'Accept': 'application/json', **(headers or {})},
             **arguments,
         )
         return answer
+
+
+def _document(answer: requests.Response) -> Json:
+    try:
+        return dict(answer.json())
+    except (ValueError, TypeError):
+        raise ApiError(f'No image pre-caching service found at {answer.url}') from None
 
 
 def of(app: Any) -> ApiClient:

@@ -255,7 +255,13 @@ def _host_state(host: str, tasks: Sequence[Json]) -> HostState:
 
 
 def _eta(in_flight: Sequence[Json], rate_bytes: int) -> float | None:
-    """Return the seconds for the remaining bytes of a host, None if some are unknown."""
+    """Return the seconds for the remaining bytes of a host, None if some are unknown.
+
+    A host that waits for its turn has them when its last task has.
+    """
+    if all(task['status'] in model.TASK_WAITING for task in in_flight):
+        expected = [task.get('eta_seconds') for task in in_flight]
+        return None if not expected or None in expected else max(map(float, expected))
     if not rate_bytes or any(task['bytes_total'] is None for task in in_flight):
         return None
     left = sum(max(0, int(task['bytes_total'] - task['bytes_done'])) for task in in_flight)

@@ -70,7 +70,7 @@ def wait_for_completion(
 
 
 class RequestWatcher:
-    """Polls a request, less often while nothing changes.
+    """Polls a request, less often while nothing changes or if it has many tasks.
 
     :param sleep: waits the given seconds
     :param patience_seconds: how long the service may be unavailable
@@ -111,7 +111,8 @@ class RequestWatcher:
             if snapshot.request['status'] not in model.REQUEST_ACTIVE or self._left() <= 0:
                 return snapshot.request
             moved = before is None or snapshot.progress != before.progress
-            pause = POLL_SECONDS if moved else min(2 * pause, QUIET_POLL_SECONDS)
+            shortest = POLL_SECONDS if snapshot.whole else QUIET_POLL_SECONDS
+            pause = shortest if moved else max(shortest, min(2 * pause, QUIET_POLL_SECONDS))
             before = snapshot
             self._sleep(min(pause, self._left()))
 
@@ -132,7 +133,7 @@ class RequestWatcher:
         return attempts(ask, of)
 
     def _snapshot(self, request_id: str) -> showing.Snapshot:
-        request = self._client.get('requests', request_id)['request']
+        request = self._client.poll('requests', request_id)['request']
         counts = request['counts']
         if sum(counts.values()) <= SMALL_REQUEST:
             return showing.Snapshot(
@@ -148,7 +149,8 @@ class RequestWatcher:
 
 def _tasks(client: ApiClient, request: Json, status: str | None, limit: int) -> Sequence[Json]:
     path = ('requests', str(request['id']), 'tasks')
-    return list(client.pages(*path, collection='tasks', query={'status': status}, limit=limit))
+    query = {'status': status}
+    return list(client.pages(*path, collection='tasks', query=query, limit=limit, polls=True))
 
 
 def _trouble(state: tenacity.RetryCallState) -> str:

@@ -72,6 +72,29 @@ def _in_seconds(seconds: float) -> str:
     return then.strftime('%Y-%m-%dT%H:%M:%S.%fZ')
 
 
+# Priority
+
+
+def test_urgent_host_served_between_images(
+    start: Start, gateway: site_link.Gateway, upload_image: UploadImage
+) -> None:
+    service = start(image_cache={'precache_concurrency': 1}).service
+    operator = Operator(service, gateway)
+    first, second, urgent = (upload_image(os.urandom(SIZE)) for _ in range(3))
+    gateway.hold(at_byte=HALF)
+    low = operator.ask(service.hosts[:1], first, second)
+    gateway.wait_for(1)
+    top = operator.ask(service.hosts[1:2], urgent, priority=5)
+    operator.wait_for_status(top, 'planned')
+
+    gateway.release()
+
+    assert service.wait(top)['counts'] == {'cached': 1}
+    assert service.wait(low)['counts'] == {'cached': 2}
+    assert [each.image_id for each in gateway.downloads] == [first, urgent, second]
+    assert {task['attempts'] for task in service.tasks(low)} == {1}
+
+
 # Cancel
 
 

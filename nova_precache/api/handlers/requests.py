@@ -73,15 +73,17 @@ def index(req: Request) -> Reply:
 
 def show(req: Request) -> Reply:
     project_id = visibility.authorize(req, policies.SHOW)
-    return Reply(body={'request': _shown(req, _load(req, project_id))})
+    request = req.services.requests.get(_id(req), project_id)
+    return Reply(body={'request': _shown(req, request)})
 
 
 def tasks(req: Request) -> Reply:
     """List the tasks of a request, in the order of its plan unless the query says otherwise."""
     page = paging.read(req, schemas.TASKS, schemas.SORT_TASKS)
     project_id = visibility.authorize(req, policies.TASKS)
-    request = _load(req, project_id)
-    return _tasks(req, f'{PATH}/{request.id}/tasks', page, request_id=request.id)
+    request_id = _id(req)
+    chosen = requests.TaskFilter(request_id, project_id)
+    return _tasks(req, f'{PATH}/{request_id}/tasks', page, chosen, of_known=True)
 
 
 def all_tasks(req: Request) -> Reply:
@@ -89,19 +91,22 @@ def all_tasks(req: Request) -> Reply:
     newest = [model.SortKey('id', is_descending=True)]
     page = paging.read(req, schemas.ALL_TASKS, schemas.SORT_TASKS, newest)
     project_id = visibility.project(req, policies.ALL_TASKS)
-    request_id = _uuid(req, 'request')
-    return _tasks(req, '/v1/tasks', page, request_id=request_id, project_id=project_id)
+    chosen = requests.TaskFilter(_uuid(req, 'request'), project_id)
+    return _tasks(req, '/v1/tasks', page, chosen, of_known=False)
 
 
-def _tasks(req: Request, path: str, page: pages.Page, **of: str | None) -> Reply:
-    chosen = requests.TaskFilter(
+def _tasks(
+    req: Request, path: str, page: pages.Page, whose: requests.TaskFilter, *, of_known: bool
+) -> Reply:
+    chosen = dataclasses.replace(
+        whose,
         status=paging.first(req, 'status'),
         host=paging.first(req, 'host'),
         image_id=_uuid(req, 'image'),
-        **of,
     )
     marker = None if page.marker is None else int(page.marker)
-    found = req.services.requests.list_tasks(chosen, dataclasses.replace(page, marker=marker))
+    page = dataclasses.replace(page, marker=marker)
+    found = req.services.requests.list_tasks(chosen, page, of_known=of_known)
     cells = req.services.cell_names.load()
     return Reply(
         body=paging.page(
@@ -219,10 +224,6 @@ def _wake(req: Request, request: model.CacheRequest) -> None:
         )
 
 
-def _load(req: Request, project_id: str | None) -> model.CacheRequest:
-    return req.services.requests.get(_id(req), project_id)
-
-
 def _id(req: Request) -> str:
     request_id = req.path['id']
     if not uuidutils.is_uuid_like(request_id):
@@ -234,7 +235,7 @@ def _window(req: Request, project_id: str | None) -> parsing.Window:
     """Read the window of a retry; the request keeps its own deadline unless it has passed."""
     asked: Mapping[str, Any] = req.body['retry'] or {}
     window = parsing.window(asked)
-    deadline = _load(req, project_id).options.deadline
+    deadline = req.services.requests.outline(_id(req), project_id).options.deadline
     if window.not_before is None or window.deadline is not None or deadline is None:
         return window
     if timeutils.utcnow() < deadline <= window.not_before:

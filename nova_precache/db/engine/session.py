@@ -31,6 +31,7 @@ from nova_precache.db.engine import errors, texts, timeouts, urls
 LOG = logging.getLogger(__name__)
 T = TypeVar('T')
 M = TypeVar('M')
+S = TypeVar('S', bound=sa.Select[*tuple[Any, ...]])
 
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # then the last one repeatedly
 _REFUSALS = (
@@ -271,6 +272,17 @@ def closed_on_failure(database: Database) -> Iterator[None]:
 def update(entity: type[Any]) -> sa.Update:
     """Build an UPDATE that leaves the objects in the session unchanged."""
     return sa.update(entity).execution_options(synchronize_session=False)
+
+
+def by_index(query: S, entity: type[Any], name: str) -> S:
+    """Read the first rows of a query in the order of an index that begins with its conditions.
+
+    To save a sort, MariaDB would read all rows in the order of the primary key. The other
+    databases choose the index by themselves.
+    """
+    for dialect in sorted(_MYSQLS):
+        query = query.with_hint(entity, f'FORCE INDEX ({name})', dialect)
+    return query
 
 
 def table(entity: type[Any]) -> sa.Table:

@@ -72,11 +72,14 @@ class DueJob:
     """A job that may be called: its id, and the key by which it is locked.
 
     :ivar is_repeated: its call is repeated, which is no attempt
+    :ivar joins: a compute works on it already
     """
 
     job_id: str
     active_key: str
     is_repeated: bool = False
+    priority: int = 0
+    joins: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,14 @@ _JOB, _TASK, _CLAIM, _REQUEST = (
 )
 _TURN = sa.func.row_number().over(partition_by=models.Job.host, order_by=job_claim.urgency())
 _DUE = (
-    sa.select(models.Job.uuid, models.Job.host, models.Job.active_key, _TURN.label('turn'))
+    sa.select(
+        models.Job.uuid,
+        models.Job.host,
+        models.Job.active_key,
+        models.Job.status,
+        models.Job.priority,
+        _TURN.label('turn'),
+    )
     .where(
         models.Job.host.in_(sa.bindparam('hosts', expanding=True)),
         models.Job.uuid.not_in(sa.bindparam('ended', expanding=True)),
@@ -106,7 +116,7 @@ _DUE = (
     .subquery()
 )
 _FIRST = (
-    sa.select(_DUE.c.host, _DUE.c.uuid, _DUE.c.active_key)
+    sa.select(_DUE.c.host, _DUE.c.uuid, _DUE.c.active_key, _DUE.c.status, _DUE.c.priority)
     .where(_DUE.c.turn <= sa.bindparam('most', type_=sa.Integer()))
     .order_by(_DUE.c.turn)
 )
@@ -217,14 +227,15 @@ def choose(
     wanted_by = host_limits.wanted_by(session, [row.uuid for row in rows]) if limits else {}
     turns = {host: turn for turn, host in enumerate(hosts)}
     chosen: dict[str, DueJob] = {}
-    saturated = len(limits.saturated())
+    saturated = limits.count_saturated()
     for row in sorted(rows, key=lambda row: turns[row.host]):
         is_repeated = repeated.get(row.host) == row.uuid
         if row.host in chosen or (row.host in repeated and not is_repeated):
             continue
         if not limits or limits.take(row.host, wanted_by.get(row.uuid, {})):
-            chosen[row.host] = DueJob(row.uuid, row.active_key, is_repeated)
-            if until_saturated and len(limits.saturated()) > saturated:
+            joins = row.status in model.TASK_WORKING
+            chosen[row.host] = DueJob(row.uuid, row.active_key, is_repeated, row.priority, joins)
+            if until_saturated and limits.count_saturated() > saturated:
                 break
     return chosen
 
@@ -313,9 +324,10 @@ def _seen(row: sa.Row[*tuple[Any, ...]]) -> dict[str, Any]:
 
 def terms(session: orm.Session, job_ids: Collection[str]) -> Mapping[str, Terms]:
     """Map jobs to their terms."""
-    rows = db_session.run(session, _WANTING, {'jobs': list(job_ids)}).all()
-    wanting = {job_id: [row for row in rows if row.job_uuid == job_id] for job_id in job_ids}
-    return {job_id: _agreed(of_job) for job_id, of_job in wanting.items()}
+    wanting: dict[str, list[sa.Row[*tuple[Any, ...]]]] = {job_id: [] for job_id in job_ids}
+    for row in db_session.run(session, _WANTING, {'jobs': list(wanting)}):
+        wanting[row.job_uuid].append(row)
+    return {job_id: _agreed(rows) for job_id, rows in wanting.items()}
 
 
 def _agreed(rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> Terms:

@@ -9,7 +9,7 @@ first, which serialises them on every database.
 import dataclasses
 import datetime
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,7 +17,6 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import host_limits
 
 CLAIMED_HOSTS = 'claimed_hosts'
 
@@ -26,13 +25,18 @@ _CLAIM, _COUNTER = db_session.table(models.Claim), db_session.table(models.Count
 _HOSTS: sa.BindParameter[Any] = sa.bindparam('hosts', expanding=True)
 _IS_HELD = sa.and_(_CLAIM.c.host.in_(_HOSTS), _CLAIM.c.conductor_id == sa.bindparam('conductor'))
 _FENCE = sa.update(_CLAIM).where(_IS_HELD).values(epoch=_CLAIM.c.epoch + 1)
-_HELD = sa.select(_CLAIM.c.host, _CLAIM.c.epoch).where(_IS_HELD)
+_HELD = sa.select(_CLAIM.c.host, _CLAIM.c.cell_uuid, _CLAIM.c.epoch).where(_IS_HELD)
 _RELEASE = sa.update(_CLAIM).where(_IS_HELD).values(conductor_id=None, lease_expires_at=None)
 _CLAIMED = sa.select(sa.func.count()).select_from(_CLAIM).where(_CLAIM.c.conductor_id.is_not(None))
-_COUNT = _CLAIMED.add_columns(db_session.database_now())
+_COUNT = (
+    sa.select(_CLAIM.c.cell_uuid, sa.func.count())
+    .where(_CLAIM.c.conductor_id.is_not(None))
+    .group_by(_CLAIM.c.cell_uuid)
+)
 _IS_COUNTER = _COUNTER.c.name == CLAIMED_HOSTS
 _LOCK_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_COUNTER.c.value)
 _SET_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=sa.bindparam('to_value'))
+_NOW = sa.select(db_session.database_now())
 _COUNT_ANEW = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_CLAIMED.scalar_subquery())
 
 
@@ -53,9 +57,22 @@ _LEASE_AGAIN = (
     .values(epoch=_CLAIM.c.epoch + 1, **_LEASED)
 )
 _MOVE = sa.update(_CLAIM).where(_CLAIM.c.host.in_(db_session.keys())).values(cell_uuid=_TO_CELL)
-# Number of jobs read per host to claim; the larger one only if hosts have several jobs, of
-# which only the first is used.
-_JOBS_A_HOST = (2, 8)
+# Hosts that one transaction claims or takes over at most: others wait for the counter's lock.
+MOST_HOSTS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """The slots that a conductor may fill now.
+
+    :ivar limit: maximum of claimed hosts over all conductors
+    :ivar most: maximum of hosts to claim now
+    :ivar avoid_cells: uuids of cells that are not to be called now
+    """
+
+    limit: int
+    most: int
+    avoid_cells: Collection[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +92,24 @@ class ClaimRequest:
 
 @dataclasses.dataclass(frozen=True)
 class ClaimBudget:
-    """The number of hosts claimed by all conductors, at a moment of the database's clock."""
+    """The hosts claimed by all conductors.
 
-    claimed: int
-    now: datetime.datetime
+    :ivar by_cell: number of claimed hosts by cell
+    """
+
+    by_cell: Mapping[str, int]
+
+    @property
+    def claimed(self) -> int:
+        return sum(self.by_cell.values())
 
     def free(self, wanted: ClaimRequest, given_back: int = 0) -> int:
-        """Count the hosts that may still be claimed.
+        """Count the hosts that may still be claimed at once.
 
         :param given_back: hosts that may be released before the claim
         """
-        return max(0, min(wanted.limit - self.claimed + given_back, wanted.most))
+        left = wanted.limit - self.claimed + given_back
+        return max(0, min(left, wanted.most, MOST_HOSTS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +123,7 @@ class Claim:
 
 def budget(session: orm.Session) -> ClaimBudget:
     """Count the live claims; the caller holds the counter's lock, and updates the counter."""
-    return ClaimBudget(*db_session.run(session, _COUNT).one())
+    return ClaimBudget({row[0]: row[1] for row in db_session.run(session, _COUNT)})
 
 
 def acquire(
@@ -107,99 +131,46 @@ def acquire(
 ) -> list[Claim]:
     """Lease as many of the hosts as may be claimed; the caller still holds the counter's lock."""
     hosts = dict(itertools.islice(among.items(), left.free(wanted)))
-    claims = _lease(session, wanted.conductor_id, hosts, left.now + wanted.lease)
+    claims = _lease(session, wanted.conductor_id, hosts, wanted.lease)
     if claims:
         db_session.run(session, _SET_COUNTER, {'to_value': left.claimed + len(claims)})
     return claims
 
 
 def take_over(session: orm.Session, conductor_id: str, lease: datetime.timedelta) -> list[Claim]:
-    """Lease the hosts whose leases other conductors let expire; they still count as claimed."""
+    """Lease hosts whose leases other conductors let expire; they still count as claimed.
+
+    There may be more than one transaction takes over.
+    """
     lock_counter(session)
     now = db_session.now(session)
     expired = session.execute(
         sa.select(models.Claim.host, models.Claim.cell_uuid)
         .where(models.Claim.conductor_id != conductor_id, models.Claim.lease_expires_at < now)
         .order_by(models.Claim.lease_expires_at)
+        .limit(MOST_HOSTS)
     )
-    hosts = {row.host: row.cell_uuid for row in expired}
-    return _lease(session, conductor_id, hosts, now + lease)
+    return _lease(session, conductor_id, {row.host: row.cell_uuid for row in expired}, lease)
 
 
 def _lease(
-    session: orm.Session, conductor_id: str, hosts: Mapping[str, str], expires_at: datetime.datetime
+    session: orm.Session, conductor_id: str, hosts: Mapping[str, str], lease: datetime.timedelta
 ) -> list[Claim]:
     if not hosts:
         return []
+    expires_at = db_session.run(session, _NOW).scalar_one() + lease
     known = {row.host: row for row in db_session.run(session, _KNOWN, {'hosts': sorted(hosts)})}
-    lease = {'to_conductor': conductor_id, 'until': expires_at}
+    leased = {'to_conductor': conductor_id, 'until': expires_at}
     if known:
-        db_session.run(session, _LEASE_AGAIN, {**lease, 'keys': sorted(known)})
+        db_session.run(session, _LEASE_AGAIN, {**leased, 'keys': sorted(known)})
     moved = [row.host for row in known.values() if row.cell_uuid != hosts[row.host]]
     db_session.run_alike(session, _MOVE, [(host, {'to_cell': hosts[host]}) for host in moved])
     first = sorted(hosts.keys() - known.keys())
     if first:
-        new = [{**lease, 'of_host': host, 'to_cell': hosts[host]} for host in first]
+        new = [{**leased, 'of_host': host, 'to_cell': hosts[host]} for host in first]
         db_session.run(session, _LEASE, new)
     epochs = {host: known[host].epoch + 1 if host in known else 1 for host in hosts}
     return [Claim(host, cell, epochs[host]) for host, cell in hosts.items()]
-
-
-def most_urgent(
-    session: orm.Session,
-    avoid_cells: Collection[str],
-    count: int,
-    limits: host_limits.HostLimits,
-    chosen: Collection[str] = (),
-) -> Mapping[str, str]:
-    """Map the hosts of the most urgent jobs to their cells; the caller holds the counter's lock.
-
-    There may be more: jobs that are far from being next are not read.
-
-    :param chosen: hosts to leave out
-    """
-    saturated = limits.saturated()
-    only = host_limits.free_hosts(session, saturated) if saturated else None
-    if only is not None and not only:
-        return {}
-    due_jobs = _due_within(saturated, only, chosen) if saturated or chosen else _DUE
-    hosts: Mapping[str, str] = {}
-    for jobs_a_host in _JOBS_A_HOST:
-        page = jobs_a_host * count
-        given = {'avoid': sorted(avoid_cells), 'rows': page}
-        jobs = db_session.run(session, due_jobs, given).all()
-        full = {status for status, rows in _by_status(jobs).items() if len(rows) == page}
-        hosts = _first_hosts(jobs, full, count)
-        if len(hosts) == count or not full:
-            break
-    return hosts
-
-
-def _first_hosts(
-    jobs: Sequence[sa.Row[*tuple[Any, ...]]], full: Collection[str], count: int
-) -> Mapping[str, str]:
-    """Choose the hosts of jobs; the statuses in ``full`` may have more jobs than were read."""
-    # A job less urgent than the last of a full page has to wait for the next page.
-    ends = [max(map(_rank, rows)) for status, rows in _by_status(jobs).items() if status in full]
-    hosts: dict[str, str] = {}
-    for job in sorted(jobs, key=_rank):
-        if len(hosts) == count or (ends and _rank(job) > min(ends)):
-            break
-        hosts.setdefault(job.host, job.cell_uuid)
-    return hosts
-
-
-def _by_status(
-    jobs: Sequence[sa.Row[*tuple[Any, ...]]],
-) -> Mapping[str, Sequence[sa.Row[*tuple[Any, ...]]]]:
-    found: dict[str, list[sa.Row[*tuple[Any, ...]]]] = {}
-    for job in jobs:
-        found.setdefault(job.status, []).append(job)
-    return found
-
-
-def _rank(job: sa.Row[*tuple[Any, ...]]) -> tuple[bool, int, int]:
-    return job.status in model.TASK_WAITING, -job.priority, job.id
 
 
 def release(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> int:
@@ -207,19 +178,22 @@ def release(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> 
 
     The caller holds the counter's lock.
     """
-    held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
-    released = db_session.run(session, _RELEASE, held)
+    released = 0
+    for chunk in db_session.chunks(sorted(hosts)):
+        held = {'conductor': conductor_id, 'hosts': chunk}
+        released += db_session.rowcount(db_session.run(session, _RELEASE, held))
     db_session.run(session, _COUNT_ANEW)
-    return db_session.rowcount(released)
+    return released
 
 
-def fence(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> Mapping[str, int]:
+def fence(session: orm.Session, conductor_id: str, hosts: Collection[str]) -> Mapping[str, Claim]:
     """Advance the epochs of those claims that the conductor holds, and map hosts to them."""
     if not hosts:
         return {}
     held = {'conductor': conductor_id, 'hosts': sorted(hosts)}
     db_session.run(session, _FENCE, held)
-    return {row.host: row.epoch for row in db_session.run(session, _HELD, held)}
+    rows = db_session.run(session, _HELD, held)
+    return {row.host: Claim(row.host, row.cell_uuid, row.epoch) for row in rows}
 
 
 def lock_counter(session: orm.Session) -> None:
@@ -240,6 +214,11 @@ def due(
     )
 
 
+def held() -> sa.ColumnElement[bool]:
+    """Select the claims that conductors hold; SQLite uses no index for IS NOT NULL."""
+    return models.Claim.conductor_id > ''
+
+
 def unclaimed() -> sa.ColumnElement[bool]:
     return ~sa.exists().where(
         models.Claim.host == models.Job.host, models.Claim.conductor_id.is_not(None)
@@ -250,38 +229,3 @@ def urgency() -> tuple[sa.ColumnElement[int], ...]:
     """Order running transfers first: a call joins one, so that nothing runs beside it."""
     is_moving = sa.case((models.Job.status.in_(model.TASK_WORKING), 0), else_=1)
     return is_moving, models.Job.priority.desc(), models.Job.id.asc()
-
-
-def _page(status: str, *conditions: sa.ColumnElement[bool]) -> sa.Select[*tuple[Any, ...]]:
-    """Select the most urgent jobs in one status, in the order of the index."""
-    job = models.Job
-    page = (
-        sa.select(job.host, job.cell_uuid, job.status, job.priority, job.id)
-        .where(due(db_session.database_now(), [status]), unclaimed(), *conditions)
-        .where(job.cell_uuid.not_in(sa.bindparam('avoid', expanding=True)))
-        .order_by(job.priority.desc(), job.id)
-        .limit(sa.bindparam('rows', type_=sa.Integer()))
-        .subquery()
-    )
-    return sa.select(page)
-
-
-def _pages(*conditions: sa.ColumnElement[bool]) -> sa.CompoundSelect[*tuple[Any, ...]]:
-    return sa.union_all(*(_page(status, *conditions) for status in sorted(model.TASK_IN_FLIGHT)))
-
-
-def _due_within(
-    saturated: Collection[host_limits.SaturatedRequest],
-    only: Collection[str] | None,
-    chosen: Collection[str],
-) -> sa.CompoundSelect[*tuple[Any, ...]]:
-    """Select the due jobs that limits of requests let run, except on the chosen hosts."""
-    conditions: list[sa.ColumnElement[bool]] = [models.Job.host.not_in(list(chosen))]
-    if saturated:
-        conditions.append(host_limits.lets_run(saturated))
-    if only is not None:
-        conditions.append(models.Job.host.in_(list(only)))
-    return _pages(*conditions)
-
-
-_DUE = _pages()

@@ -16,6 +16,7 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.job import claim as job_claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class HostLimits:
     def __init__(self, limits: Mapping[str, int], busy: Mapping[str, Collection[str]]) -> None:
         self.limits = limits
         self._busy = {request_id: set(busy.get(request_id, ())) for request_id in limits}
+        self._full = {each for each in limits if len(self._busy[each]) >= limits[each]}
 
     def __bool__(self) -> bool:
         return bool(self.limits)
@@ -53,9 +55,11 @@ class HostLimits:
         """Return the requests at their limit of busy hosts."""
         return [
             SaturatedRequest(request_id, sorted(self._busy[request_id]))
-            for request_id, limit in sorted(self.limits.items())
-            if len(self._busy[request_id]) >= limit
+            for request_id in sorted(self._full)
         ]
+
+    def count_saturated(self) -> int:
+        return len(self._full)
 
     def take(self, host: str, wanted_by: Mapping[str, bool]) -> bool:
         """Count a call for the requests that want its job; return False if none lets it run.
@@ -64,17 +68,15 @@ class HostLimits:
         """
         may_run = (
             is_open
-            and (
-                each not in self.limits
-                or host in self._busy[each]
-                or len(self._busy[each]) < self.limits[each]
-            )
+            and (each not in self.limits or host in self._busy[each] or each not in self._full)
             for each, is_open in wanted_by.items()
         )
         if not any(may_run):
             return False
         for each in self.limits.keys() & wanted_by.keys():
             self._busy[each].add(host)
+            if len(self._busy[each]) >= self.limits[each]:
+                self._full.add(each)
         return True
 
 
@@ -119,7 +121,7 @@ def free_hosts(session: orm.Session, full: Collection[SaturatedRequest]) -> Sequ
     )
     if session.scalars(others.limit(1)).first() is not None:
         return None
-    claimed = sa.select(models.Claim.host).where(models.Claim.conductor_id.is_not(None))
+    claimed = sa.select(models.Claim.host).where(job_claim.held())
     busy = {host for each in full for host in each.hosts}
     return sorted(busy - set(session.scalars(claimed)))
 
@@ -144,7 +146,7 @@ def _busy(
 ) -> Mapping[str, Collection[str]]:
     """Map requests to the hosts where a compute works on, or is called for, a job they want."""
     job, hosts = models.Job, dict[str, str]()
-    claimed = sa.select(models.Claim.host).where(models.Claim.conductor_id.is_not(None))
+    claimed = sa.select(models.Claim.host).where(job_claim.held())
     is_called = sa.and_(
         job.host.in_(claimed), job.status.in_(model.TASK_WAITING), job.epoch.is_not(None)
     )

@@ -163,13 +163,14 @@ def end(session: orm.Session, outcomes: Mapping[str, model.ImageOutcome]) -> Map
     end_jobs(session, outcomes)
     ended, idle = _end_tasks(session, _OF_JOBS, outcomes)
     requests: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
-    for row in ended:
+    for row in sorted(ended, key=operator.attrgetter('request_id')):
         requests[row.job_uuid].append(row.request_id)
+    over = frozenset(idle)
     return {
         job_id: Recorded(
             current=True,
-            requests=tuple(sorted(requests[job_id])),
-            idle=tuple(request for request in idle if request in requests[job_id]),
+            requests=tuple(requests[job_id]),
+            idle=tuple(request for request in requests[job_id] if request in over),
         )
         for job_id in outcomes
     }

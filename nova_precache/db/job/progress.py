@@ -97,8 +97,10 @@ _SHOW_PROGRESS = (
 )
 
 
-def measured_rates(session: orm.Session, hosts: Collection[str]) -> Mapping[str, float]:
-    since = db_session.now(session) - datetime.timedelta(days=_RECENT_DAYS)
+def measured_rates(
+    session: orm.Session, hosts: Collection[str], now: datetime.datetime
+) -> Mapping[str, float]:
+    since = now - datetime.timedelta(days=_RECENT_DAYS)
     moved: collections.Counter[str] = collections.Counter()
     seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
     for names in db_session.chunks(sorted(hosts)):

@@ -54,14 +54,30 @@ def close_tasks(session: orm.Session, request_id: str) -> None:
 
 def canary_hosts(session: orm.Session, request: models.CacheRequest) -> Sequence[str]:
     """List the first hosts of the plan, in its order, that have work to do."""
+    canary = request.options.get('canary') or 0
+    return session.scalars(select_canary(request.id, canary, len(request.images))).all()
+
+
+def select_canary(request_id: str, canary: int, images: int) -> sa.Select[str]:
+    """Select the same hosts; reads no more tasks than so many hosts can have.
+
+    :param canary: number of hosts
+    :param images: number of images of the request
+    """
+    task = models.Task
     query = (
-        sa.select(models.Task.host)
-        .where(models.Task.request_id == request.id, models.Task.job_uuid.is_not(None))
-        .group_by(models.Task.host)
-        .order_by(sa.func.min(models.Task.id))
-        .limit(request.options.get('canary') or 0)
+        sa.select(task.host, task.id)
+        .where(task.request_id == request_id, task.job_uuid.is_not(None))
+        .order_by(task.id)
+        .limit(canary * images)
     )
-    return session.scalars(query).all()
+    first = db_session.by_index(query, task, 'cache_tasks_request_idx').subquery()
+    return (
+        sa.select(first.c.host)
+        .group_by(first.c.host)
+        .order_by(sa.func.min(first.c.id))
+        .limit(canary)
+    )
 
 
 def _lets_work(request: models.CacheRequest, now: datetime.datetime) -> bool:

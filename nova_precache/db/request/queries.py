@@ -3,11 +3,14 @@
 
 import dataclasses
 import datetime
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import orm
 
-from nova_precache.db import pages
-from nova_precache.db.engine import models
+from nova_precache import exception
+from nova_precache.db import pages, rows
+from nova_precache.db.engine import models, session as db_session
 
 _REQUEST, _TASK = models.CacheRequest, models.Task
 REQUESTS = pages.Listing(
@@ -104,8 +107,24 @@ def requests(chosen: RequestFilter) -> sa.Select[models.CacheRequest]:
     )
 
 
-def tasks(chosen: TaskFilter) -> sa.Select[models.Task]:
-    query = sa.select(_TASK)
+def require(session: orm.Session, request_id: str, project_id: str | None) -> None:
+    """Check that there is a request; ``project_id`` None matches any project.
+
+    :raises nova_precache.exception.RequestNotFound: unknown, or another project's
+    """
+    query = sa.select(_REQUEST.id).where(_REQUEST.id == request_id)
+    if project_id is not None:
+        query = query.where(_REQUEST.project_id == project_id)
+    if db_session.run(session, query).first() is None:
+        raise exception.RequestNotFound(request_id)
+
+
+def tasks(chosen: TaskFilter, page: pages.Page) -> sa.Select[*tuple[Any, ...]]:
+    """Select the columns ``rows.TASK``."""
+    query = sa.select(*rows.TASK)
+    index = _index(chosen)
+    if index is not None and [key.name for key in page.sort] in ([], [_TASK.id.key]):
+        query = db_session.by_index(query, _TASK, index)
     for column, value in (
         (_TASK.status, chosen.status),
         (_TASK.host, chosen.host),
@@ -116,6 +135,17 @@ def tasks(chosen: TaskFilter) -> sa.Select[models.Task]:
     return query.where(visible_tasks(chosen))
 
 
+def _index(chosen: TaskFilter) -> str | None:
+    """Return the index with the fewest tasks, in the order of their ids."""
+    if chosen.host is not None:
+        return 'cache_tasks_host_idx'
+    if chosen.request_id is not None:
+        return 'cache_tasks_request_idx' if chosen.status is None else 'cache_tasks_status_idx'
+    if chosen.image_id is not None:
+        return 'cache_tasks_image_idx'
+    return None if chosen.status is None else 'cache_tasks_state_idx'
+
+
 def visible_tasks(chosen: TaskFilter) -> sa.ColumnElement[bool]:
     """Select the tasks of the request and the project that a filter names."""
     conditions: list[sa.ColumnElement[bool]] = [sa.true()]
@@ -123,5 +153,7 @@ def visible_tasks(chosen: TaskFilter) -> sa.ColumnElement[bool]:
         conditions.append(_TASK.request_id == chosen.request_id)
     if chosen.project_id is not None:
         its = sa.select(_REQUEST.id).where(_REQUEST.project_id == chosen.project_id)
+        if chosen.request_id is not None:
+            its = its.where(_REQUEST.id == chosen.request_id)
         conditions.append(_TASK.request_id.in_(its))
     return sa.and_(*conditions)

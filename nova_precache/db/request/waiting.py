@@ -43,6 +43,7 @@ class RequestFacts:
     :ivar not_before: None once its window has begun
     :ivar canary: hosts that are done, and their number; None if it holds up no task
     :ivar busy_hosts: the hosts at work for it; counted only if it has a limit
+    :ivar max_rate_bytes: limit of the rate on each host
     """
 
     status: str
@@ -54,6 +55,28 @@ class RequestFacts:
     waits_for_down_hosts: bool = False
     max_parallel_hosts: int | None = None
     busy_hosts: Collection[str] = ()
+    max_rate_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """The place of a host among those that wait for a slot.
+
+    :ivar hosts_before: hosts that are claimed first
+    :ivar is_beyond: the host comes later than those, by a number of hosts that is not counted
+    :ivar seconds: until its turn; None if unknown
+    """
+
+    hosts_before: int
+    is_beyond: bool = False
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        """Return the end of a sentence; empty if nothing is known."""
+        if self.is_beyond and not self.hosts_before:
+            return ''
+        hosts = '1 host' if self.hosts_before == 1 else f'{self.hosts_before:,} hosts'
+        return f', more than {hosts} before it' if self.is_beyond else f', {hosts} before it'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +90,8 @@ class HostFacts:
     :ivar is_claimed: a conductor calls it
     :ivar is_at_work: it is called for an image now, maybe one of another project
     :ivar unanswered_until: an earlier call to its nova-compute may still run until then
+    :ivar turn: loaded only if it waits for a slot; None if none of its jobs is due any more
+    :ivar rate_bytes: its current or measured rate, or that to expect; None if unknown
     """
 
     name: str
@@ -77,6 +102,8 @@ class HostFacts:
     is_claimed: bool = False
     is_at_work: bool = False
     unanswered_until: datetime.datetime | None = None
+    turn: Turn | None = None
+    rate_bytes: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +114,14 @@ class JobFacts:
     :ivar is_called: it is assigned to the current call of its host
     :ivar stop_why: its compute is to stop it
     :ivar progress_at: when its progress was recorded last
+    :ivar bytes_before: to be received first by its host, of other images
     """
 
     is_ready: bool = False
     is_called: bool = False
     stop_why: str | None = None
     progress_at: datetime.datetime | None = None
+    bytes_before: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +155,50 @@ def rate_bytes(service: ServiceFacts, facts: TaskFacts) -> int | None:
         return facts.task.rate_bytes
     is_over = _compute_silence(service, facts) or _is_lost(facts)
     return 0 if is_over else facts.task.rate_bytes
+
+
+def is_coming(service: ServiceFacts, facts: TaskFacts) -> bool:
+    """Return whether a task waits, and its host will be called as soon as it is its turn."""
+    if facts.task.status not in model.TASK_WAITING:
+        return False
+    silence = _conductor_silence(service, facts.request)
+    return facts.job.is_ready and silence is None and _obstacle(service, facts) is None
+
+
+def waits_for_slot(service: ServiceFacts, facts: TaskFacts) -> bool:
+    """Return whether a task is due, and nothing holds it up but the limit of claimed hosts."""
+    return (
+        is_coming(service, facts)
+        and not facts.host.is_claimed
+        and _until_retry(service, facts) is None
+        and service.claimed_hosts >= service.precache_concurrency
+    )
+
+
+def expected_seconds(service: ServiceFacts, facts: TaskFacts) -> float | None:
+    """Return the time until the bytes of a waiting task are received; None if not known.
+
+    That is the time until its next attempt and its host's turn, and that for the bytes which its
+    host receives until then, at the expected rate.
+    """
+    task, rate = facts.task, facts.host.rate_bytes
+    seconds = seconds_until_called(service, facts)
+    if seconds is None or not rate or task.bytes_total is None:
+        return None
+    to_come = facts.job.bytes_before + max(0, task.bytes_total - task.bytes_done)
+    return seconds + to_come / rate
+
+
+def seconds_until_called(service: ServiceFacts, facts: TaskFacts) -> float | None:
+    """Return the time until the host of a waiting task is called for it or an image before it."""
+    if not is_coming(service, facts):
+        return None
+    due_at, turn = facts.task.next_attempt_at, facts.host.turn
+    if due_at is not None and due_at > service.now:
+        return (due_at - service.now).total_seconds()
+    if not waits_for_slot(service, facts):
+        return 0.0
+    return None if turn is None else turn.seconds
 
 
 def request_reason(
@@ -204,11 +277,29 @@ def _until_retry(service: ServiceFacts, facts: TaskFacts) -> str | None:
 
 def _until_called(service: ServiceFacts, facts: TaskFacts) -> str:
     """Return why a task that is due is not called yet."""
-    host, request, task = facts.host, facts.request, facts.task
+    obstacle = _obstacle(service, facts)
+    if obstacle is not None:
+        return obstacle
+    if facts.host.is_claimed:
+        return _until_served(facts)
+    if service.claimed_hosts >= service.precache_concurrency:
+        turn = '' if facts.host.turn is None else str(facts.host.turn)
+        return (
+            f'waits for a slot: {service.claimed_hosts} of {service.precache_concurrency} hosts '
+            f'are at work{turn}'
+        )
+    if facts.task.reason is not None and facts.task.status == model.TaskStatus.RETRY_WAIT:
+        return f'retry now: {facts.task.reason}'
+    return 'waits for a conductor to call its host'
+
+
+def _obstacle(service: ServiceFacts, facts: TaskFacts) -> str | None:
+    """Return what keeps the host of a task from being called, or from answering."""
+    host, request = facts.host, facts.request
     if host.cell_problem is not None:
         return host.cell_problem
     if host.is_claimed:
-        return _compute_silence(service, facts) or _until_served(facts)
+        return _compute_silence(service, facts)
     if host.unanswered_until is not None and host.unanswered_until > service.now:
         return (
             'its nova-compute has not answered an earlier call, which may run until '
@@ -220,14 +311,7 @@ def _until_called(service: ServiceFacts, facts: TaskFacts) -> str:
     limit, busy = request.max_parallel_hosts, request.busy_hosts
     if limit is not None and len(busy) >= limit and host.name not in busy:
         return f'waits for a slot of its request: {len(busy)} of {limit} hosts are at work'
-    if service.claimed_hosts >= service.precache_concurrency:
-        return (
-            f'waits for a slot: {service.claimed_hosts} of {service.precache_concurrency} hosts '
-            'are at work'
-        )
-    if task.reason is not None and task.status == model.TaskStatus.RETRY_WAIT:
-        return f'retry now: {task.reason}'
-    return 'waits for a conductor to call its host'
+    return None
 
 
 def _recorded_absence(facts: TaskFacts) -> str | None:

@@ -12,6 +12,7 @@ from nova_precache.api.operations import ANY_METHOD, Operation
 
 # An unexpected error; no operation has one by design.
 _FAULTY = 500
+_NOT_MODIFIED = 304
 
 
 def check(request: webob.Request, response: webob.Response) -> None:
@@ -21,6 +22,9 @@ def check(request: webob.Request, response: webob.Response) -> None:
         where = f'{request.method} {path!r}: {response.status} {response.text}'
         if response.status_int == operation.status:
             _check_body(operation, response, where)
+        elif response.status_int == _NOT_MODIFIED and request.method == 'GET':
+            assert 'If-None-Match' in request.headers, where
+            assert response.body == b'', where
         elif response.status_int != _FAULTY:
             assert response.status_int in _refusals(operation), where
 

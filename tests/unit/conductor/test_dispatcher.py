@@ -4,6 +4,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from oslo_db import exception as db_exception
@@ -86,10 +87,14 @@ class Gate:
         return outcome
 
 
-def _ask(parts: Parts, hosts: Sequence[str], images: Sequence[str]) -> model.CacheRequest:
+def _ask(
+    parts: Parts, hosts: Sequence[str], images: Sequence[str], priority: int = 0
+) -> model.CacheRequest:
     aggregate = parts.world.aggregate(hosts)
     return parts.world.requests.accept(
-        requests.NewRequest(images=tuple(images), aggregate=aggregate, is_admin=True)
+        requests.NewRequest(
+            images=tuple(images), aggregate=aggregate, is_admin=True, priority=priority
+        )
     )
 
 
@@ -142,6 +147,57 @@ def test_two_conductors_share_one_limit(parts: Parts, running: Running, images: 
     assert parts.world.status(request) == 'completed'
     assert parts.announced.events().count('start') == 1
     assert parts.announced.events().count('end') == 1
+
+
+@pytest.mark.parametrize('conductors', [['c1'], ['c1', 'c2']])
+def test_urgent_host_called_between_images(
+    parts: Parts, running: Running, images: list[str], conductors: list[str]
+) -> None:
+    busy = ['h1', 'h2']
+    for host in busy:
+        parts.world.living(host)
+    low = parts.world.planned(busy, ['i1', 'i2', 'i3'])
+    gates = {host: Gate(parts) for host in busy}
+    for host, gate in gates.items():
+        parts.compute.script(host, 'i1', gate.step)
+    for conductor in conductors:
+        running.start(conductor, limit=2)
+    assert all(gate.begun.wait(WAIT_SECONDS) for gate in gates.values())
+    urgent = _ask(parts, ['u1'], images[:1], priority=5)
+    parts.world.wait(lambda: parts.world.status(urgent) == 'planned')
+
+    gates['h1'].opened.set()
+    parts.compute.wait_called(3)
+    third = parts.compute.called()[2]
+    gates['h2'].opened.set()
+    parts.announced.wait('end', 2)
+
+    assert third == ('u1', images[0])
+    assert {parts.world.status(each) for each in (low, urgent)} == {'completed'}
+    assert {task.attempts for task in parts.world.requests.tasks(low.id)} == {1}
+    assert len(parts.compute.called()) == 7
+
+
+def test_stalled_cell_leaves_half_the_slots(parts: Parts, running: Running) -> None:
+    _planned(parts, stalled := [f'a{number}' for number in range(4)])
+    cell = parts.world.inventory.create_cell('cell2', 'fake:///cell2')
+    fast = [f'b{number}' for number in range(6)]
+    for host in fast:
+        parts.world.living(host, cell)
+    request = parts.world.planned(fast, ['i1'], cell_uuid=cell.uuid)
+    gates = [Gate(parts) for _ in stalled]
+    for host, gate in zip(stalled, gates, strict=True):
+        parts.compute.script(host, 'i1', gate.step)
+
+    running.start(limit=4)
+    parts.announced.wait('end')
+
+    assert parts.world.status(request) == 'completed'
+    others = parts.compute.called()[: 2 + len(fast)]
+    assert sum(host in stalled for host, _ in others) == 2
+    for gate in gates:
+        gate.opened.set()
+    parts.announced.wait('end', 2)
 
 
 def test_request_with_lost_message_found(parts: Parts, running: Running, images: list[str]) -> None:
@@ -209,11 +265,11 @@ def test_unreleased_host_released_later(
     failures = [lost, lost]
 
     def next_job_or_fail(
-        conductor_id: str, host: str, ended: jobs.Finish | None = None, goes_on: bool = True
+        conductor_id: str, host: str, ended: jobs.Finish | None = None, *given: Any, **more: Any
     ) -> jobs.NextJobResult:
         if failures and ended is not None:
             raise failures.pop()
-        return next_job(conductor_id, host, ended, goes_on)
+        return next_job(conductor_id, host, ended, *given, **more)
 
     def release_or_fail(conductor_id: str, host: str) -> bool:
         if failures:

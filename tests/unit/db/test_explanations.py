@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.cells import names
-from nova_precache.db import explanations, jobs, nova_calls, services
+from nova_precache.db import explanations, jobs, nova_calls, pages, requests, services
 from nova_precache.db.engine import models, session
 from tests.unit.conftest import BROKEN, CACHED, GAP_SECONDS, LEASE_SECONDS, World
 
@@ -189,7 +189,7 @@ def test_all_slots_taken(living: World) -> None:
     living.begun()
 
     assert reasons(living, request, precache_concurrency=lambda: 1)['h2'] == (
-        'waits for a slot: 1 of 1 hosts are at work'
+        'waits for a slot: 1 of 1 hosts are at work, 0 hosts before it'
     )
 
 
@@ -436,3 +436,169 @@ def test_page_of_requests_costs_few_queries(living: World) -> None:
         assert len(explained(living).requests(page)) == 20
 
     assert len(queries) <= 8
+
+
+def etas(world: World, request: model.CacheRequest, **rules: Any) -> dict[str, float | None]:
+    tasks = explained(world, **rules).tasks(world.requests.tasks(request.id))
+    return {f'{task.host} {task.image_id}': task.eta_seconds for task in tasks}
+
+
+def one_slot() -> int:
+    return 1
+
+
+def test_queued_tasks_have_turn_and_eta(living: World) -> None:
+    request = living.planned(['h1', 'h2', 'h3'], ['i1'])
+    living.begun()
+    report(living, 'h1', 10, done=50)
+
+    assert reasons(living, request, precache_concurrency=one_slot) == {
+        'h1': None,
+        'h2': 'waits for a slot: 1 of 1 hosts are at work, 0 hosts before it',
+        'h3': 'waits for a slot: 1 of 1 hosts are at work, 1 host before it',
+    }
+    # The rest of h1, then a host after the other, each at the mean of the present rates.
+    assert etas(living, request, precache_concurrency=one_slot) == {
+        'h1 i1': 5,
+        'h2 i1': 5 + 10,
+        'h3 i1': 5 + 10 + 10,
+    }
+
+
+def test_later_images_of_host_add_up(living: World) -> None:
+    request = living.planned(['h1'], ['i1', 'i2', 'i3'])
+    living.begun()
+    report(living, 'h1', 10, done=50)
+
+    assert etas(living, request) == {'h1 i1': 5, 'h1 i2': 15, 'h1 i3': 25}
+
+
+def cached_before(world: World, host: str, seconds: float) -> None:
+    """Let a host cache an image of 100 bytes in some seconds."""
+    before = world.planned([host], ['old'])
+    begun = world.begun()
+    world.jobs.finish(begun.job_id, begun.epoch, CACHED)
+    world.jobs.release('c1', [host])
+    world.requests.complete(before.id)
+    (job,) = (each for each in world.all_jobs() if each.uuid == begun.job_id)
+    assert job.finished_at is not None
+    started = job.finished_at - datetime.timedelta(seconds=seconds)
+    world.change(models.Job, models.Job.uuid == begun.job_id, started_at=started)
+
+
+def test_measured_rate_of_host_counts(living: World) -> None:
+    cached_before(living, 'h3', seconds=50)
+    request = living.planned(['h1', 'h2', 'h3'], ['i1'])
+    living.begun()
+    report(living, 'h1', 10, done=50)
+
+    assert etas(living, request, precache_concurrency=one_slot)['h3 i1'] == 5 + 10 + 100 / 2
+
+
+def test_history_counts_if_none_is_at_work(living: World) -> None:
+    cached_before(living, 'h2', seconds=50)
+    request = living.planned(['h1', 'h2'], ['i1'])
+
+    assert etas(living, request) == {'h1 i1': 50, 'h2 i1': 50}
+    assert shown(living, request, precache_concurrency=lambda: 2).eta_seconds is None
+
+
+def test_eta_unknown_without_any_rate(living: World) -> None:
+    request = living.planned(['h1', 'h2'], ['i1'])
+    assert etas(living, request) == {'h1 i1': None, 'h2 i1': None}
+    living.begun()
+    report(living, 'h1', 5000)
+    silence(living, 'h1', SILENT_SECONDS + 5)
+
+    assert etas(living, request, precache_concurrency=one_slot) == {'h1 i1': None, 'h2 i1': None}
+
+
+def test_limit_of_rate_lengthens_eta(living: World) -> None:
+    options = model.RequestOptions(max_rate_bytes=4)
+    living.planned(['h1'], ['i1'])
+    request = living.planned(['h2'], ['i1'], options=options)
+    living.begun()
+    report(living, 'h1', 10, done=50)
+
+    assert etas(living, request, precache_concurrency=one_slot) == {'h2 i1': 5 + 25}
+
+
+def test_waiting_request_has_eta(living: World) -> None:
+    living.planned(['h1'], ['i1'])
+    request = living.planned(['h2', 'h3'], ['i1'])
+    living.begun()
+    report(living, 'h1', 10, done=50)
+
+    now = shown(living, request, precache_concurrency=one_slot)
+
+    assert now.rate_bytes == 0
+    assert now.reason == 'h2: waits for a slot: 1 of 1 hosts are at work, 0 hosts before it'
+    assert now.eta_seconds == 5 + 200 / 10
+
+
+SCANNED = ('cache_tasks', 'jobs', 'claims', 'agents', 'cached_images')
+
+
+def scans(world: World, statements: list[tuple[str, Any]]) -> list[str]:
+    """Return the steps in which SQLite reads all rows of a table that grows with the fleet."""
+    found = []
+    with world.database.engine.connect() as connection:
+        for statement, values in statements:
+            plan = connection.exec_driver_sql(f'EXPLAIN QUERY PLAN {statement}', values)
+            found += [row.detail for row in plan if row.detail.startswith('SCAN')]
+    return [step for step in found if step.split()[1] in SCANNED]
+
+
+@contextlib.contextmanager
+def executed(world: World) -> Iterator[list[tuple[str, Any]]]:
+    """Record the statements that the database executes, with their values."""
+    statements: list[tuple[str, Any]] = []
+
+    def note(conn: Any, cursor: Any, statement: str, values: Any, *rest: Any) -> None:
+        if statement.startswith('SELECT'):
+            statements.append((statement, values))
+
+    sa.event.listen(world.database.engine, 'before_cursor_execute', note)
+    try:
+        yield statements
+    finally:
+        sa.event.remove(world.database.engine, 'before_cursor_execute', note)
+
+
+@pytest.mark.parametrize('options', [model.RequestOptions(), LIMITED])
+@pytest.mark.parametrize('status', [None, 'queued'])
+def test_no_page_reads_whole_table(
+    living: World, options: model.RequestOptions, status: str | None
+) -> None:
+    request = living.planned(['h1', 'h2', 'h3'], ['i1', 'i2'], options=options)
+    living.begun()
+    report(living, 'h1', 10)
+    explain = explained(living, precache_concurrency=one_slot)
+
+    with executed(living) as statements:
+        explain.tasks(living.requests.tasks(request.id, limit=2, status=status))
+        explain.requests([living.requests.get(request.id)])
+        explain.requests(living.requests.list())
+
+    assert scans(living, statements) == []
+
+
+@pytest.mark.parametrize(
+    'chosen',
+    [
+        {'request_id': 'r1'},
+        {'request_id': 'r1', 'status': 'queued'},
+        {'request_id': 'r1', 'image_id': 'i1'},
+        {'host': 'h1'},
+        {'status': 'queued'},
+        {'image_id': 'i1'},
+    ],
+)
+def test_page_is_read_in_order_of_index(world: World, chosen: dict[str, str]) -> None:
+    with executed(world) as statements:
+        world.requests.list_tasks(requests.TaskFilter(**chosen), pages.Page(limit=20))
+
+    (read,) = statements
+    with world.database.engine.connect() as connection:
+        plan = connection.exec_driver_sql(f'EXPLAIN QUERY PLAN {read[0]}', read[1]).all()
+    assert [row.detail.split()[0] for row in plan] == ['SEARCH']  # and no sort

@@ -372,3 +372,75 @@ def test_request_names_host_of_task() -> None:
 
     assert waiting.request_reason(SERVICE, RUNNING, stands) == f'h1: {DOWN}'
     assert waiting.request_reason(SERVICE, RUNNING, facts('verifying')) is None
+
+
+@pytest.mark.parametrize(
+    ('turn', 'said'),
+    [
+        (waiting.Turn(0), ', 0 hosts before it'),
+        (waiting.Turn(1), ', 1 host before it'),
+        (waiting.Turn(3), ', 3 hosts before it'),
+        (waiting.Turn(1000, is_beyond=True), ', more than 1,000 hosts before it'),
+        (waiting.Turn(0, is_beyond=True), ''),
+        (None, ''),
+    ],
+)
+def test_hosts_before_it_named(turn: waiting.Turn | None, said: str) -> None:
+    full = service(claimed_hosts=16)
+
+    assert reason(service=full, host=host(turn=turn)) == (
+        f'waits for a slot: 16 of 16 hosts are at work{said}'
+    )
+
+
+FULL = dataclasses.replace(SERVICE, claimed_hosts=16)
+PACED = dataclasses.replace(HOST, rate_bytes=10, turn=waiting.Turn(2, seconds=7))
+
+
+def expected(
+    status: str = 'queued', service: waiting.ServiceFacts = FULL, **fields: Any
+) -> float | None:
+    fields = {'host': PACED, 'bytes_done': 20, 'bytes_total': 100, **fields}
+    return waiting.expected_seconds(service, facts(status, **fields))
+
+
+def test_eta_adds_turn_and_bytes() -> None:
+    assert expected() == 7 + 80 / 10
+    assert expected('retry_wait') == 7 + 80 / 10
+
+
+def test_eta_counts_bytes_before_on_host() -> None:
+    after = dataclasses.replace(READY, bytes_before=200)
+
+    assert expected(job=after) == 7 + 280 / 10
+
+
+def test_free_slot_needs_no_turn() -> None:
+    assert expected(service=SERVICE) == 8
+    assert expected(host=dataclasses.replace(PACED, is_claimed=True, turn=None)) == 8
+
+
+def test_eta_waits_for_next_attempt() -> None:
+    due = NOW + datetime.timedelta(seconds=30)
+
+    assert expected('retry_wait', next_attempt_at=due) == 30 + 8
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        {'host': dataclasses.replace(PACED, rate_bytes=None)},
+        {'host': dataclasses.replace(PACED, turn=None)},
+        {'host': dataclasses.replace(PACED, turn=waiting.Turn(2))},
+        {'host': dataclasses.replace(PACED, down=DOWN)},
+        {'host': dataclasses.replace(PACED, cell_problem='cell site7 is disabled')},
+        {'job': HELD},
+        {'bytes_total': None},
+        {'service': dataclasses.replace(FULL, conductor_seen_at=ago(1000))},
+        {'request': request(max_parallel_hosts=1, busy_hosts=('h2',))},
+        {'status': 'error'},
+        {'status': 'downloading'},
+    ],
+)
+def test_eta_of_task_unknown(fields: dict[str, Any]) -> None:
+    assert expected(**fields) is None

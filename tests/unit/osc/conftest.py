@@ -2,6 +2,7 @@
 """The real ``openstack`` shell in this process, before a service that answers as scripted."""
 
 import dataclasses
+import hashlib
 import http.server
 import json
 import pathlib
@@ -35,10 +36,14 @@ class Asked:
 
 
 class Wire:
-    """A service that returns the scripted answers of each path, the last one repeatedly."""
+    """A service that returns the scripted answers of each path, the last one repeatedly.
+
+    :ivar has_etags: it sends ETags, and 304 instead of an answer that the client has
+    """
 
     def __init__(self) -> None:
         self.url = ''
+        self.has_etags = False
         self.asked: list[Asked] = []
         self._answers: dict[tuple[str, str], list[tuple[int, Any]]] = {}
 
@@ -172,7 +177,12 @@ def _handler(wire: Wire) -> type[http.server.BaseHTTPRequestHandler]:
             )
             status, body = wire.take(asked)
             data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+            etag = f'"{hashlib.sha256(data).hexdigest()}"'
+            if wire.has_etags and etag == self.headers['If-None-Match']:
+                status, data = 304, b''
             self.send_response(status)
+            if wire.has_etags:
+                self.send_header('ETag', etag)
             self.send_header('Content-Length', str(len(data)))
             if url.path.endswith('/auth/tokens'):
                 self.send_header('X-Subject-Token', TOKEN)

@@ -75,6 +75,15 @@ def test_same_image_has_same_size() -> None:
     assert first.eta_seconds == 15.0
 
 
+def test_waiting_host_has_time_to_go() -> None:
+    waits = [task('c1', 'queued', eta_seconds=eta) for eta in (7, 20)]
+
+    state = _state(*waits)
+
+    assert (state.eta_seconds, state.pace) == (20, '0:00:20')
+    assert _state(*waits, task('c1', 'queued')).eta_seconds is None
+
+
 @pytest.mark.parametrize(
     'tasks',
     [

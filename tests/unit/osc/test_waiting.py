@@ -101,6 +101,41 @@ def test_counted_seconds_are_no_change(wire: Wire, watched: Watched) -> None:
     assert watched.pauses == [0.5, 1.0, 2.0, 4.0]
 
 
+def test_known_answers_not_sent_again(wire: Wire, watched: Watched) -> None:
+    wire.has_etags = True
+    moved = (200, {'request': request(bytes_done=1)})
+    wire.answer('GET', PATH, RUNNING, RUNNING, moved, COMPLETED)
+
+    watched.watcher.watch(REQUEST_ID)
+
+    shown = watched.view.shown
+    assert watched.statuses == ['running', 'running', 'running', 'completed']
+    assert [snapshot.request['bytes_done'] for snapshot in shown[:3]] == [157286400, 157286400, 1]
+    assert {len(snapshot.tasks) for snapshot in shown} == {1}
+    sent = [it.headers.get('If-None-Match') for it in wire.asked if it.path == PATH]
+    assert sent[0] is None
+    assert sent[1] == sent[2] != sent[3]
+
+
+def test_service_without_etags_polled(wire: Wire, watched: Watched) -> None:
+    wire.answer('GET', PATH, RUNNING, RUNNING, COMPLETED)
+
+    assert watched.watcher.watch(REQUEST_ID)['status'] == 'completed'
+    assert [it for it in wire.asked if 'If-None-Match' in it.headers] == []
+
+
+def test_large_request_polled_less_often(wire: Wire, watched: Watched) -> None:
+    states = [
+        (200, {'request': request(counts={'downloading': 101}, bytes_done=done)})
+        for done in range(3)
+    ]
+    wire.answer('GET', PATH, *states, COMPLETED)
+
+    watched.watcher.watch(REQUEST_ID)
+
+    assert watched.pauses == [5.0, 5.0, 5.0]
+
+
 def test_watch_ends_in_time(wire: Wire, service: client.ApiClient) -> None:
     wire.answer('GET', PATH, RUNNING)
     wire.answer('GET', f'{PATH}/tasks', (200, {'tasks': []}))
