@@ -23,6 +23,8 @@ from nova_precache.db import (
     explanations,
     job_batch,
     jobs,
+    pins,
+    requests,
     services,
     statistics,
     task_counts,
@@ -143,6 +145,34 @@ def test_next_jobs_found_by_index(database: session.Database) -> None:
             plan = str(connection.exec_driver_sql(f'{explain} {text}').all()).lower()
             assert 'jobs_share_idx' in plan
             assert not [sign for sign in ('sort', 'temp b-tree', "jobs_due_idx'") if sign in plan]
+
+
+def test_unfinished_hosts_of_pins_counted(database: session.Database) -> None:
+    world, store = open_world(database), pins.Pins(database)
+    made, other = (
+        store.create(pins.NewPin(model.Aggregate(7, 'uuid-7', 'edge'), ('i1',))) for _ in range(2)
+    )
+    first = world.planned([f'h{number}' for number in range(4)], IMAGES, pin_id=made.id)
+    done, stuck = world.begun(), world.begun()
+    world.jobs.finish(done.job_id, done.epoch, CACHED)
+    slow = model.ImageOutcome(model.TaskStatus.ERROR, 'slow', model.Retry.LATER)
+    for image in IMAGES:
+        assigned = stuck if image == 'i1' else world.assign('c1', stuck.host)
+        assert assigned is not None
+        world.jobs.retry(assigned.job_id, assigned.epoch, slow, 600)
+    paused = world.planned(['h9'], ['i1'], pin_id=other.id)
+    world.steering.pause(paused.id)
+    new = requests.NewRequest(hosts=('h5', 'h6'), images=('i1',), pin_id=made.id)
+    world.requests.accept(new)
+
+    assert store.load() == pins.PinLoad({made.id: 5}, frozenset({other.id}))
+    in_flight = {(f'h{number}', image) for number in range(4) for image in IMAGES}
+    left = in_flight - {(done.host, done.image_id)} | {('h5', 'i1'), ('h6', 'i1')}
+    assert store.in_flight(made.id) == left
+    assert store.in_flight(made.id, ['h5', 'h9']) == {('h5', 'i1')}
+    assert store.asked(made.id, 1).unfinished.keys() > {first.id}
+    assert store.tried(made.id, 600, [done.host, 'h9']).keys() == {(done.host, done.image_id)}
+    assert store.tried(made.id, 600, ['h9']) == {}
 
 
 def test_services_stop_and_replace(database: session.Database) -> None:
