@@ -8,6 +8,8 @@ import pathlib
 import re
 import subprocess
 
+import psutil
+
 from nova_precache.standalone import process
 
 _TICKS_PER_SECOND = os.sysconf('SC_CLK_TCK')
@@ -27,6 +29,12 @@ def cpu_seconds(pid: int) -> float:
     text = pathlib.Path(f'/proc/{pid}/stat').read_text()
     fields = text.rpartition(')')[2].split()
     return sum(map(int, fields[_CPU_FIELDS])) / _TICKS_PER_SECOND
+
+
+def pid_of_child(name: str) -> int:
+    """Return the process with that name among the children of this process, and theirs."""
+    found = psutil.Process().children(recursive=True)
+    return next(each.pid for each in found if each.name() == name)
 
 
 def memory(pid: int) -> Memory:

@@ -367,11 +367,13 @@ class HostOccupied(PrecacheError):
 class CacheError(PrecacheError):
     """Caching one image on one host failed; ``retry`` says whether to try again.
 
-    ``keeps_partial`` says whether another attempt can use the received bytes.
+    ``keeps_partial`` says whether another attempt can use the received bytes; ``is_attempt``,
+    whether it counts against the limit of attempts.
     """
 
     retry: ClassVar[model.Retry] = model.Retry.NEVER
     keeps_partial: bool = False
+    is_attempt: bool = True
 
 
 class ImageGone(CacheError):
@@ -415,6 +417,21 @@ class DownloadInterrupted(CacheError):
 
     retry = model.Retry.BACKOFF
     keeps_partial = True
+
+
+class SlowDownload(CacheError):
+    """The source of the bytes sends too slowly; the host gives its slot back.
+
+    :ivar gained_bytes: received in this transfer, in addition to those kept before
+    """
+
+    retry = model.Retry.BACKOFF
+    keeps_partial = True
+
+    def __init__(self, why: str, gained_bytes: int) -> None:
+        super().__init__(why)
+        self.gained_bytes = gained_bytes
+        self.is_attempt = gained_bytes == 0
 
 
 class NotEnoughSpace(CacheError):

@@ -38,6 +38,7 @@ class Kind(enum.StrEnum):
     UNAUTHORIZED = 'unauthorized'
     GLANCE_UNAVAILABLE = 'glance_unavailable'
     INTERRUPTED = 'interrupted'
+    SLOW = 'slow'
     NOT_OURS = 'not_ours'
     CONVERSION = 'conversion'
     STORAGE = 'storage'
@@ -67,6 +68,7 @@ _TABLE = (
     _Row(Kind.UNRECORDED, reasons.UNRECORDED, f'^{reasons.UNRECORDED}$'),
     _Row(Kind.UNSAFE, 'unsafe image', r'unsafe image: '),
     _Row(Kind.NOT_OURS, 'present, but not usable', model.NOT_OURS),
+    _Row(Kind.SLOW, 'download too slow', r'\bslower than N'),
     _Row(
         Kind.DISK_FULL,
         'not enough disk space',

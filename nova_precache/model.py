@@ -174,6 +174,9 @@ class ImageOutcome:
     :ivar bytes_done: moved in this attempt
     :ivar at_once: if the attempt is repeated later, no delay is needed
     :ivar seconds: what the transfer took on the compute, None if none ran or it is not known
+    :ivar gained_bytes: if the transfer was too slow, the received bytes that are kept in addition
+        to those of earlier attempts; None for any other outcome. An older conductor ignores it:
+        to it, this is an error like others that are retried.
     """
 
     status: str
@@ -183,11 +186,22 @@ class ImageOutcome:
     bytes_total: int | None = None
     at_once: bool = False
     seconds: float | None = dataclasses.field(default=None, compare=False)
+    gained_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Clean the reason, before it reaches a log, a message or a database."""
         if self.reason is not None:
             object.__setattr__(self, 'reason', reasons.clean(self.reason))
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the host was too slow, and gives its slot back."""
+        return self.retry == Retry.BACKOFF and self.gained_bytes is not None
+
+    @property
+    def is_attempt(self) -> bool:
+        """Whether it counts as an attempt: not if nothing was tried, or a slow host moves on."""
+        return self.retry != Retry.LATER and not (self.is_slow and self.gained_bytes)
 
     @property
     def is_failure(self) -> bool:

@@ -29,6 +29,8 @@ class Control:
     :param max_rate_bytes: limit in bytes per second; None: only the host's limit applies
     :param is_last_attempt: no retry follows, so partial files need not be kept
     :ivar confirm: called before the result is published; its errors end the transfer
+    :ivar aside: the context of a wait that is not the fault of a slow source
+    :ivar gained_bytes: received so far, in addition to those kept before; complete files only
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class Control:
         self.max_rate_bytes = max_rate_bytes
         self.is_last_attempt = is_last_attempt
         self.confirm: Callable[[], None] = lambda: None
+        self.aside: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        self.gained_bytes = 0
         self._changed = threading.Condition()
         self._error: exception.CacheError | None = None
         self._waiters = 0
@@ -72,8 +76,9 @@ class Control:
 
     def keeps_partial(self, error: BaseException) -> bool:
         """Return whether another attempt may resume the partial files after this error."""
-        is_resumable = isinstance(error, exception.CacheError) and error.keeps_partial
-        return is_resumable and not self.is_last_attempt
+        if not isinstance(error, exception.CacheError) or not error.keeps_partial:
+            return False
+        return not (self.is_last_attempt and error.is_attempt)
 
     def wait(self, seconds: float) -> None:
         """Sleep until the time is over, or the transfer becomes urgent or is stopped (raises)."""

@@ -224,6 +224,8 @@ def cached_image(host_name: str, value: object) -> model.CachedImage:
 def image_outcome(answer: object) -> model.ImageOutcome:
     """Read the outcome of an attempt; accept any text as its reason, which is cleaned later.
 
+    A retry that only a newer release knows is an ordinary one, after a delay.
+
     :raises nova_precache.exception.InvalidInput: a field is out of range; names it
     """
     payload = mapping(answer, 'outcome')
@@ -233,10 +235,11 @@ def image_outcome(answer: object) -> model.ImageOutcome:
     reason, retry = payload.get('reason'), payload.get('retry', model.Retry.NEVER)
     if not isinstance(reason, str | None):
         raise _invalid('outcome.reason', reason, 'a text')
-    if not isinstance(retry, str) or retry not in _RETRIES:
-        raise _invalid('outcome.retry', retry, f'one of {", ".join(model.Retry)}')
+    if _word(retry, 'outcome.retry') not in _RETRIES:
+        payload = {**payload, 'retry': model.Retry.BACKOFF}
     whole(payload.get('bytes_done', 0), 'outcome.bytes_done', IMAGE_BYTES_MAX)
     maybe(whole, payload.get('bytes_total'), 'outcome.bytes_total', IMAGE_BYTES_MAX)
+    maybe(whole, payload.get('gained_bytes'), 'outcome.gained_bytes', IMAGE_BYTES_MAX)
     flag(payload.get('at_once', False), 'outcome.at_once')
     seconds = maybe(_seconds, payload.get('seconds'), 'outcome.seconds')
     if seconds is not None and seconds < 0:

@@ -23,6 +23,7 @@ from oslo_config import cfg
 
 from nova_precache import backend
 from nova_precache.standalone import environment, glance as glance_server, process
+from tests import shared_work
 from tests.leaks import SECRETS
 from tools.servers import databases, keystone as keystone_server, own_port
 from tools.servers.rabbitmq import Login, RabbitMQ
@@ -41,6 +42,7 @@ THREADS = [
 def pytest_configure() -> None:
     """Stop the servers on SIGTERM, too, as on Ctrl-C: a CI that gives up sends it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    shared_work.share()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

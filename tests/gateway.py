@@ -46,6 +46,7 @@ class Gateway:
         self._changed = threading.Condition()
         self._hold_at_byte: int | None = None
         self._let_pass = 0
+        self._hold_most: int | None = None
         self.downloads: list[Download] = []
         self.most_at_once = 0
         self.cuts: list[int] = []
@@ -86,9 +87,10 @@ class Gateway:
         self._server.shutdown()
         self._server.server_close()
 
-    def hold(self, at_byte: int = 0, let_pass: int = 0) -> None:
-        """Hold each download at a byte, except the first ``let_pass`` ones."""
+    def hold(self, at_byte: int = 0, let_pass: int = 0, most: int | None = None) -> None:
+        """Hold each download at a byte, except the first ``let_pass`` ones; at most ``most``."""
         with self._changed:
+            self._hold_most = most
             self._hold_at_byte = at_byte
             self._let_pass = len(self.downloads) + let_pass
 
@@ -215,11 +217,15 @@ class Gateway:
     def _is_held(self, download: Download) -> bool:
         return (
             self._hold_at_byte is not None
-            and download not in self.downloads[: self._let_pass]
+            and download in self._to_hold()
             and not download.is_over
             and download.status in (200, 206)
             and download.bytes_sent >= self._hold_at_byte
         )
+
+    def _to_hold(self) -> list[Download]:
+        end = None if self._hold_most is None else self._let_pass + self._hold_most
+        return self.downloads[self._let_pass : end]
 
     def _wait_while_held(self, download: Download) -> None:
         with self._changed:

@@ -4,25 +4,38 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
-from benchmarks import cli, machine
-from benchmarks.fleet import cases, findings, nova
+import sqlalchemy as sa
+
+from benchmarks import cli, machine, observed
+from benchmarks.fleet import (
+    cases,
+    claims as part_claims,
+    fairness as part_fairness,
+    findings,
+    nova,
+    reads as part_reads,
+)
 from nova_precache.standalone import environment, process
 from tools.servers import databases, rabbitmq
 
 LOG = logging.getLogger(__name__)
 
 BROKER_HOSTS = 100
+COST, READS, CLAIMS, FAIRNESS = PARTS = ('cost', 'reads', 'claims', 'fairness')
 _WHAT_IS_MEASURED = (
-    *('database', 'hosts', 'cells', 'images', 'delay-ms', 'parallel'),
+    *('part', 'database', 'hosts', 'cells', 'images', 'delay-ms', 'parallel'),
     *('every', 'broker', 'nova'),
+    *('read-hosts', 'read-images', 'watchers', 'watched-seconds', 'claim-hosts', 'image-seconds'),
 )
 MARIADB_SETTINGS = {'innodb-flush-log-at-trx-commit': '1'}  # the default of its packages
 
@@ -30,75 +43,158 @@ MARIADB_SETTINGS = {'innodb-flush-log-at-trx-commit': '1'}  # the default of its
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     cli.log_progress()
-    chosen = cases.choose(
-        given.database,
-        given.hosts,
-        given.cells,
-        given.images,
-        given.delay_ms,
-        given.parallel,
-        every=given.every,
-    )
     with tempfile.TemporaryDirectory(prefix='fleet-', dir=given.directory) as name:
         directory = pathlib.Path(name)
         try:
-            outcomes = list(_run(chosen, directory, given))
-            stock = list(_stock(given)) if given.nova else []
+            with contextlib.ExitStack() as running:
+                fleet = _Fleet(directory, given, running)
+                outcomes = list(fleet.costs()) if COST in given.part else []
+                reads = [fleet.reads()] if READS in given.part else []
+                claims = list(fleet.claims()) if CLAIMS in given.part else []
+                fairness = [fleet.fairness()] if FAIRNESS in given.part else []
+            stock = list(_stock(given)) if given.nova and COST in given.part else []
         except (environment.EnvironmentFailed, process.ServerFailed, RuntimeError) as exc:
             return cli.fail(exc)
         where = machine.describe(directory)
+    tables = [
+        *([findings.measured(outcomes)] if outcomes else []),
+        *([findings.stock(stock)] if stock else []),
+        *(table(each) for each in reads for table in (findings.read, findings.watched)),
+        *([findings.claimed(claims)] if claims else []),
+        *map(findings.shared, fairness),
+    ]
     results = cli.Results(
         cli.command('fleet', _parser(), given, _WHAT_IS_MEASURED),
         f'{given.parallel} hosts at a time',
         where,
-        [findings.measured(outcomes), *([findings.stock(stock)] if stock else [])],
-        findings.targets(outcomes),
+        tables,
+        findings.targets(outcomes, reads, claims, fairness),
         {
             'outcomes': list(map(dataclasses.asdict, outcomes)),
             'nova': list(map(dataclasses.asdict, stock)),
+            'reads': list(map(dataclasses.asdict, reads)),
+            'claims': list(map(dataclasses.asdict, claims)),
+            'fairness': list(map(dataclasses.asdict, fairness)),
         },
     )
     results.publish(rst=given.rst, json_file=given.json)
     return results.status(given)
 
 
-def _run(
-    chosen: Sequence[cases.Case], directory: pathlib.Path, given: argparse.Namespace
-) -> Iterator[cases.Outcome]:
-    with contextlib.ExitStack() as running:
-        stores: dict[str, databases.Databases] = {cases.SQLITE: databases.Files(directory)}
-        if cases.MARIADB in given.database:
-            mariadb = databases.MariaDB(directory / 'mariadb', settings=MARIADB_SETTINGS)
-            stores[cases.MARIADB] = running.enter_context(mariadb)
-        for case in chosen:
-            with stores[case.database].empty() as url:
-                yield _measure(case, url)
+class _Fleet:
+    """Measures each part in a process of its own, whose memory is that of the part alone."""
+
+    def __init__(
+        self, directory: pathlib.Path, given: argparse.Namespace, running: contextlib.ExitStack
+    ) -> None:
+        self._directory = directory
+        self._given = given
+        self._running = running
+        self._files = databases.Files(directory)
+        self._account = databases.Account(part_reads.API_USER, ())
+
+    @functools.cached_property
+    def _mariadb(self) -> databases.MariaDB:
+        directory, accounts = self._directory / 'mariadb', [self._account]
+        return self._running.enter_context(
+            databases.MariaDB(directory, accounts=accounts, settings=MARIADB_SETTINGS)
+        )
+
+    def _store(self, database: str) -> tuple[databases.Databases, int | None]:
+        """Return where databases are created, and the process of the server."""
+        if database == cases.SQLITE:
+            return self._files, None
+        return self._mariadb, observed.pid_of_child('mariadbd')
+
+    def costs(self) -> Iterator[cases.Outcome]:
+        given = self._given
+        for case in cases.choose(
+            given.database,
+            given.hosts,
+            given.cells,
+            given.images,
+            given.delay_ms,
+            given.parallel,
+            every=given.every,
+        ):
+            yield self._cost(case, {})
         if given.broker:
-            case = cases.Case(cases.SQLITE, BROKER_HOSTS, 1, parallel=given.parallel, broker=True)
+            database = cases.MARIADB if cases.MARIADB in given.database else cases.SQLITE
+            case = cases.Case(database, BROKER_HOSTS, 1, parallel=given.parallel, broker=True)
             login = rabbitmq.Login('fleet', ('fleet',))
-            broker = running.enter_context(rabbitmq.RabbitMQ(directory / 'rabbitmq', [login]))
-            with stores[case.database].empty() as url:
-                yield _measure(case, url, broker.transport_url(login, 'fleet'))
+            broker = rabbitmq.RabbitMQ(self._directory / 'rabbitmq', [login])
+            with broker:
+                servers = {cases.BROKER: observed.pid_of_child('beam.smp')}
+                yield self._cost(case, servers, broker.transport_url(login, 'fleet'))
+
+    def _cost(
+        self, case: cases.Case, servers: dict[str, int], broker_url: str | None = None
+    ) -> cases.Outcome:
+        store, pid = self._store(case.database)
+        if pid is not None:
+            servers = {**servers, cases.DATABASE: pid}
+        with store.empty() as url:
+            given = {
+                'case': dataclasses.asdict(case),
+                'database_url': url,
+                'broker_url': broker_url,
+                'servers': servers,
+            }
+            found = cases.from_json(_measure(COST, case.name, **given))
+        LOG.info(
+            '%s: %.2f ms of CPU and %.1f statements per task',
+            case.name,
+            found.cpu_ms_per_task,
+            found.statements_per_task,
+        )
+        return found
+
+    def reads(self) -> part_reads.Reads:
+        given = self._given
+        mariadb, pid = self._mariadb, observed.pid_of_child('mariadbd')
+        mariadb.execute('SET GLOBAL userstat = 1')
+        with mariadb.empty() as url:
+            name = str(sa.make_url(url).database)
+            user = f"'{self._account.name}'@'{process.HOST}'"
+            mariadb.execute(f'GRANT ALL ON {name}.* TO {user}')
+            found = _measure(
+                READS,
+                f'Reads of {given.read_hosts:,} x {given.read_images}, {cases.MARIADB}',
+                database=cases.MARIADB,
+                hosts=given.read_hosts,
+                images=given.read_images,
+                watchers=given.watchers,
+                watched_seconds=given.watched_seconds,
+                database_url=url,
+                api_database_url=mariadb.account_url(self._account, name),
+                database_pid=pid,
+            )
+        return part_reads.from_json(found)
+
+    def claims(self) -> Iterator[part_claims.Claims]:
+        for database in self._given.database:
+            store, pid = self._store(database)
+            for hosts in self._given.claim_hosts:
+                with store.empty() as url:
+                    given = {'database': database, 'hosts': hosts, 'database_url': url}
+                    what = f'Claims of {hosts:,} hosts, {database}'
+                    yield part_claims.Claims(**_measure(CLAIMS, what, **given, database_pid=pid))
+
+    def fairness(self) -> part_fairness.Fairness:
+        seconds = self._given.image_seconds
+        return part_fairness.Fairness(**_measure(FAIRNESS, 'Fairness', image_seconds=seconds))
 
 
-def _measure(case: cases.Case, *urls: str) -> cases.Outcome:
-    """Run a case in a process of its own, whose memory is the case's alone."""
-    LOG.info('%s ...', case.name)
-    arguments = [json.dumps(dataclasses.asdict(case)), *urls]
+def _measure(part: str, what: str, **given: object) -> dict[str, Any]:
+    LOG.info('%s ...', what)
+    arguments = [part, json.dumps(given)]
     command = [sys.executable, '-W', 'ignore', '-m', 'benchmarks.fleet.worker', *arguments]
     done = subprocess.run(
         process.dies_with_parent(command, 'TERM'), stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f'{case.name} could not be measured')
-    found = cases.from_json(json.loads(done.stdout.splitlines()[-1]))
-    LOG.info(
-        '%s: %.2f ms of CPU and %.1f statements per task',
-        case.name,
-        found.cpu_ms_per_task,
-        found.statements_per_task,
-    )
-    return found
+        raise RuntimeError(f'{what} could not be measured')
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _stock(given: argparse.Namespace) -> Iterator[nova.Nova]:
@@ -111,6 +207,7 @@ def _stock(given: argparse.Namespace) -> Iterator[nova.Nova]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.fleet', description=__doc__)
     lists = (
+        ('--part', cli.names(PARTS, 'part'), list(PARTS), f'parts: {", ".join(PARTS)}'),
         (
             '--database',
             cli.names([cases.SQLITE, cases.MARIADB], 'database'),
@@ -121,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
         ('--cells', cli.numbers(1), [2, 20], 'numbers of cells'),
         ('--images', cli.numbers(1), [1, 10], 'numbers of images per request'),
         ('--delay-ms', cli.numbers(0), [0, 50], 'durations of a task on a simulated compute'),
+        ('--claim-hosts', cli.numbers(1), [1000, 3000, 10000], 'numbers of hosts due at once'),
     )
     for name, kind, default, what in lists:
         said = ','.join(map(str, default))
@@ -140,6 +238,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--no-nova', dest='nova', action='store_false', help='do not measure stock Nova'
+    )
+    reads = (
+        ('--read-hosts', 10000, 'hosts of the request that is read'),
+        ('--read-images', 10, 'its images'),
+        ('--watchers', 200, 'clients that wait for it'),
+    )
+    for name, default_number, what in reads:
+        parser.add_argument(name, type=int, default=default_number, help=f'{what} (%(default)s)')
+    parser.add_argument(
+        '--watched-seconds', type=float, default=40, help='how long they wait (%(default)g)'
+    )
+    parser.add_argument(
+        '--image-seconds',
+        type=float,
+        default=1,
+        help='time of an image while it is measured who gets the slots (%(default)g)',
     )
     parser.add_argument(
         '--directory',

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SQLITE, MARIADB = 'sqlite', 'mariadb'
+DATABASE, BROKER = 'database', 'broker'  # servers whose CPU time is measured
 SLOW_TASKS = 10_000  # limit for computes with a delay
 REPEATED_TASKS = 1_000  # below, a single request takes too short a time
 REPEATS = 5
@@ -51,13 +52,18 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Cost of one step: wall time, CPU time of this process, and SQL statements."""
+    """Cost of one step: wall time, CPU time of this process, and SQL statements.
+
+    :ivar database_cpu_seconds: of its server; 0 without one, as ``broker_cpu_seconds``
+    """
 
     wall_seconds: float
     cpu_seconds: float
     reads: int
     inserts: int
     updates: int
+    database_cpu_seconds: float = 0.0
+    broker_cpu_seconds: float = 0.0
 
     @property
     def statements(self) -> int:
@@ -120,6 +126,17 @@ class Outcome:
         spent = self.plan.cpu_seconds + self.work.cpu_seconds
         seconds = self.plan.wall_seconds + self.work.wall_seconds
         return self._per_task(spent - self.idle_share * seconds) * 1000
+
+    @property
+    def database_ms_per_task(self) -> float:
+        """CPU time of the database's server, as ``broker_ms_per_task``."""
+        return (
+            self._per_task(self.plan.database_cpu_seconds + self.work.database_cpu_seconds) * 1000
+        )
+
+    @property
+    def broker_ms_per_task(self) -> float:
+        return self._per_task(self.plan.broker_cpu_seconds + self.work.broker_cpu_seconds) * 1000
 
     @property
     def idle_share(self) -> float:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One case in a process of its own: reads the case from its arguments and prints the results.
+"""One part of the benchmark in a process of its own: reads its arguments, prints the results.
 
 The conductor is that of the service, with all its loops, on a real database; only its computes
-are simulated.
+are simulated. Here is the cost of a task; the other parts have modules of their own.
 """
 
 import collections
@@ -14,28 +14,23 @@ import os
 import pathlib
 import statistics
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from benchmarks import observed
-from benchmarks.fleet import broker, site
-from benchmarks.fleet.cases import Case, Cost, Outcome, Planning
-from benchmarks.fleet.computes import IMAGE_BYTES, Images, SimulatedComputes
-from nova_precache import context, model
-from nova_precache.conductor import rpcapi as conductor_rpcapi
+from benchmarks.fleet import broker, claims, fairness, reads, site
+from benchmarks.fleet.cases import BROKER, DATABASE, Case, Cost, Outcome, Planning
+from benchmarks.fleet.computes import SimulatedComputes
+from nova_precache import model
 from nova_precache.db import requests
-from nova_precache.db.engine import models, session as db_session
-from nova_precache.wiring import common, conductor as wiring_conductor
+from nova_precache.db.engine import session as db_session
 
 GETS = 5
-LOOK_SECONDS = 0.05
 IDLE_SECONDS = 2.0
-NEVER_ENDS_SECONDS = 3600.0
 PLANNER = 'planner'  # the thread that plans
 _READS, _INSERTS, _UPDATES = ('SELECT',), ('INSERT',), ('UPDATE', 'DELETE')
 
@@ -67,12 +62,15 @@ C = TypeVar('C', Cost, Planning)
 
 @dataclasses.dataclass
 class CostMeter:
-    """Reads the clocks and counts the statements of this process.
+    """Reads the clocks and counts the statements of this process, and the CPU time of its servers.
 
     It excludes the CPU time of the measuring thread, which polls for the end.
+
+    :ivar servers: the processes of the database and the broker, if they are measured
     """
 
     statements: Statements
+    servers: Mapping[str, int] = dataclasses.field(default_factory=dict)
     last: Cost = dataclasses.field(default_factory=lambda: Cost(0, 0, 0, 0, 0))
 
     def lap(self) -> Cost:
@@ -83,9 +81,15 @@ class CostMeter:
             reads=self.statements.of(*_READS),
             inserts=self.statements.of(*_INSERTS),
             updates=self.statements.of(*_UPDATES),
+            database_cpu_seconds=self._cpu_seconds(DATABASE),
+            broker_cpu_seconds=self._cpu_seconds(BROKER),
         )
         before, self.last = self.last, now
         return _since(before, now)
+
+    def _cpu_seconds(self, server: str) -> float:
+        pid = self.servers.get(server)
+        return 0.0 if pid is None else observed.cpu_seconds(pid)
 
     def planning(self) -> Planning:
         """Return the statements of the planner so far."""
@@ -100,30 +104,20 @@ def _since(before: C, now: C) -> C:
     return type(now)(**{name: getattr(now, name) - getattr(before, name) for name in names})
 
 
-def measure(case: Case, database_url: str, broker_url: str | None = None) -> Outcome:
+def measure(
+    case: Case,
+    database_url: str,
+    broker_url: str | None = None,
+    servers: Mapping[str, int] | None = None,
+) -> Outcome:
     """Run the requests of a case with a conductor."""
-    transport_url = broker_url or 'fake:///fleet'
-    with tempfile.TemporaryDirectory(prefix='fleet-') as state_dir:
-        conf = site.configure(case, database_url, transport_url, state_dir)
-        database = db_session.connect(conf)
-        try:
-            found = site.populate(case, database, transport_url)
-            parts = wiring_conductor.ConductorParts(conf, database, common.exposition(conf))
-            images = parts.images = Images()
-            if not case.broker:
-                computes = SimulatedComputes(parts.jobs, case.delay_ms / 1000)
-                parts.computes = lambda cell_uuid: computes
-            first = _request(images, found.few, 1)
-            asked = [_request(images, found.fleet, case.images) for _ in range(case.requests)]
-            with _running_computes(case, conf.transport_url, found.fleet) as rpc:
-                return _measure(case, parts, database, first, asked, rpc)
-        finally:
-            database.dispose()
-
-
-def _request(images: Images, aggregate: model.Aggregate, count: int) -> requests.NewRequest:
-    ids = tuple(images.add(b'', size=IMAGE_BYTES).id for _ in range(count))
-    return requests.NewRequest(aggregate=aggregate, images=ids, is_admin=True)
+    transport_url = broker_url or site.IN_MEMORY
+    with site.opened(case, database_url, transport_url) as world:
+        if not case.broker:
+            world.simulate(SimulatedComputes(world.parts.jobs, case.delay_ms / 1000))
+        meter = CostMeter(Statements(world.parts.database), servers or {})
+        with _running_computes(case, transport_url, world.site.fleet) as rpc, world.conducting():
+            return _measure(case, world, meter, rpc)
 
 
 @contextlib.contextmanager
@@ -138,42 +132,32 @@ def _running_computes(
 
 
 def _measure(
-    case: Case,
-    parts: wiring_conductor.ConductorParts,
-    database: db_session.Database,
-    first: requests.NewRequest,
-    asked: Sequence[requests.NewRequest],
-    rpc: broker.Computes | None,
+    case: Case, world: site.World, meter: CostMeter, rpc: broker.Computes | None
 ) -> Outcome:
-    conductor = parts.conductor()
-    conductor.start()
-    try:
-        meter = CostMeter(Statements(database))
-        meter.lap()
-        _, once = _run(parts, database, first, meter)
-        once_cpu_seconds = once.cpu_seconds + meter.lap().cpu_seconds
-        idle = _rest(meter)
-        idle_bytes = _reset_peak()
-        served = sorted(
-            (_serve(case, parts, database, each, meter) for each in asked),
-            key=lambda each: each.plan.cpu_seconds + each.work.cpu_seconds,
-        )
-        median = served[len(served) // 2]
-        peak_bytes = observed.memory(os.getpid()).peak_bytes
-        return Outcome(
-            case=case,
-            plan=median.plan,
-            work=median.work,
-            planning=median.planning,
-            first_cpu_seconds=once_cpu_seconds,
-            idle=idle,
-            get_seconds=_time_get(parts.requests, median.request_id),
-            peak_bytes=peak_bytes,
-            idle_bytes=idle_bytes,
-            rpc=None if rpc is None else rpc.measure(case.parallel),
-        )
-    finally:
-        conductor.stop()
+    meter.lap()
+    _, once = _run(world, world.new_request(1, world.site.few), meter)
+    once_cpu_seconds = once.cpu_seconds + meter.lap().cpu_seconds
+    asked = [world.new_request(case.images, world.site.fleet) for _ in range(case.requests)]
+    idle = _rest(meter)
+    idle_bytes = _reset_peak()
+    served = sorted(
+        (_serve(case, world, each, meter) for each in asked),
+        key=lambda each: each.plan.cpu_seconds + each.work.cpu_seconds,
+    )
+    median = served[len(served) // 2]
+    peak_bytes = observed.memory(os.getpid()).peak_bytes
+    return Outcome(
+        case=case,
+        plan=median.plan,
+        work=median.work,
+        planning=median.planning,
+        first_cpu_seconds=once_cpu_seconds,
+        idle=idle,
+        get_seconds=_time_get(world.parts.requests, median.request_id),
+        peak_bytes=peak_bytes,
+        idle_bytes=idle_bytes,
+        rpc=None if rpc is None else rpc.measure(case.parallel),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,19 +168,13 @@ class _Served:
     planning: Planning
 
 
-def _serve(
-    case: Case,
-    parts: wiring_conductor.ConductorParts,
-    database: db_session.Database,
-    asked: requests.NewRequest,
-    meter: CostMeter,
-) -> _Served:
+def _serve(case: Case, world: site.World, asked: requests.NewRequest, meter: CostMeter) -> _Served:
     """Run a request of the case and return its cost."""
     meter.lap()
     before = meter.planning()
-    request_id, plan = _run(parts, database, asked, meter)
+    request_id, plan = _run(world, asked, meter)
     work = meter.lap()
-    _check(case, parts.requests.get(request_id))
+    _check(case, world.parts.requests.get(request_id))
     return _Served(request_id, plan, work, _since(before, meter.planning()))
 
 
@@ -207,43 +185,15 @@ def _rest(meter: CostMeter) -> Cost:
     return meter.lap()
 
 
-def _run(
-    parts: wiring_conductor.ConductorParts,
-    database: db_session.Database,
-    new: requests.NewRequest,
-    meter: CostMeter,
-) -> tuple[str, Cost]:
+def _run(world: site.World, new: requests.NewRequest, meter: CostMeter) -> tuple[str, Cost]:
     """Run one request to its end and return its id and the cost of its plan."""
-    request = parts.requests.accept(new)
-    conductor_rpcapi.ConductorAPI(parts.api_transport).work_available(context.admin_context())
-    poll = _StatusPoll(database, request.id)
-    poll.until(lambda status: status != model.RequestStatus.ACCEPTED)
+    request = world.ask(new)
+    poll = site.StatusPoll(world.parts.database, request.id)
+    poll.until_planned()
     plan = meter.lap()
-    poll.until(lambda status: status not in model.REQUEST_ACTIVE)
+    poll.until_ended()
     poll.close()
     return request.id, plan
-
-
-class _StatusPoll:
-    """Polls the status of a request through a connection that is not counted."""
-
-    def __init__(self, database: db_session.Database, request_id: str) -> None:
-        self._engine = sa.create_engine(database.engine.url)
-        row = models.CacheRequest
-        self._query = sa.select(row.status).where(row.id == request_id)
-
-    def until(self, is_so: Callable[[str], bool]) -> None:
-        give_up_at = time.monotonic() + NEVER_ENDS_SECONDS
-        while True:
-            with self._engine.connect() as connection:
-                if is_so(connection.scalars(self._query).one()):
-                    return
-            if time.monotonic() > give_up_at:
-                raise RuntimeError('The request did not end in time')
-            time.sleep(LOOK_SECONDS)
-
-    def close(self) -> None:
-        self._engine.dispose()
 
 
 def _check(case: Case, request: model.CacheRequest) -> None:
@@ -268,9 +218,18 @@ def _reset_peak() -> int:
     return observed.memory(os.getpid()).resident_bytes
 
 
+MEASURES: Mapping[str, Callable[..., Any]] = {
+    'cost': lambda case, **given: measure(Case(**case), **given),
+    'reads': reads.measure,
+    'claims': claims.measure,
+    'fairness': fairness.measure,
+}
+
+
 def main(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.ERROR)
-    found = measure(Case(**json.loads(arguments[0])), arguments[1], *arguments[2:])
+    part, given = arguments
+    found = MEASURES[part](**json.loads(given))
     print(json.dumps(dataclasses.asdict(found)), flush=True)
     os._exit(0)  # without waiting for the connections to the broker
 

@@ -274,7 +274,8 @@ class ComputeManager(rpc.Endpoint, version=rpcapi.VERSION):
         why = 'no job needs the image'
         for job_id, epoch in self._transfers.epochs(image_id).items():
             try:
-                token = self._conductor.get_token(job_id, epoch)
+                with self._transfers.aside(image_id):
+                    token = self._conductor.get_token(job_id, epoch)
                 LOG.info('Glance refused the token for image %s: got a fresh one', image_id)
                 return token
             except exception.TokenRefused as exc:

@@ -34,6 +34,10 @@ def of_error(error: Exception, driver: str) -> model.ImageOutcome:
         return model.ImageOutcome(model.TaskStatus.UNSUPPORTED, str(error))
     if isinstance(error, exception.TransferStopped):
         return of_stop(error)
+    if isinstance(error, exception.SlowDownload):
+        return model.ImageOutcome(
+            model.TaskStatus.ERROR, str(error), error.retry, gained_bytes=error.gained_bytes
+        )
     if isinstance(error, exception.CacheError):
         return model.ImageOutcome(model.TaskStatus.ERROR, str(error), error.retry)
     if isinstance(error, exception.Unavailable | exception.CellUnreachable):

@@ -62,5 +62,5 @@ def logged(
 def _is_final_failure(outcome: model.ImageOutcome, control: Control) -> bool:
     """Return whether a failure is final; a mismatch may be: conductors count those."""
     if outcome.retry == model.Retry.BACKOFF:
-        return control.is_last_attempt
-    return outcome.is_failure and outcome.retry != model.Retry.LATER
+        return control.is_last_attempt and outcome.is_attempt
+    return outcome.is_failure and outcome.is_attempt

@@ -11,11 +11,13 @@ leave stops it, and gets the outcome of the transfer, which may still be a succe
 """
 
 import collections
+import contextlib
 import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
+from contextlib import AbstractContextManager
 
 from nova_precache import exception, model, states
 from nova_precache.compute import meter, options as transfer_options, outcomes
@@ -129,6 +131,12 @@ class Transfers:
             if transfer is None:
                 return {}
             return {job_id: each.epoch for job_id, each in transfer.followers.items()}
+
+    def aside(self, image_id: str) -> AbstractContextManager[None]:
+        """Return a context whose time does not make the running transfer of an image slow."""
+        with self._lock:
+            transfer = self._running.get(image_id)
+            return contextlib.nullcontext() if transfer is None else transfer.control.aside()
 
     def run(
         self,

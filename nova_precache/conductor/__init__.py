@@ -4,7 +4,8 @@
 - Process: ``service`` starts and stops the parts; ``manager`` has the RPC endpoints, ``rpcapi``
   their clients, ``metrics`` the counters.
 - Plan: ``planning`` gathers the facts, ``planner`` decides which hosts get a task;
-  ``image_access`` checks images for a project. ``pins`` requests what pinned hosts lack.
+  ``image_access`` checks images for a project. ``pins`` requests what pinned hosts lack, and
+  ``pin_loop`` runs it when a round is due or work of a pin has ended.
 - Work: ``dispatcher`` claims hosts, ``host_worker`` calls one, ``tracker`` records the outcome,
   ``retry`` decides whether another attempt follows. ``job_access`` and ``companions`` supply a
   call; ``database_wait`` waits out an outage.

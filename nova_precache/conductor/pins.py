@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps pinned images cached on every host of their aggregate, including hosts that join later.
 
-Each round checks every active pin. Images that the caches lack, or that would soon be old
-enough for removal, are requested on behalf of the pin, for a few hosts at a time and with a
-lower priority than users' requests. :func:`choose` decides without I/O what a pin needs.
+Each round checks every active pin on all hosts. The hosts that lack an image, or whose file
+would soon be old enough for removal, are the backlog of the pin. Between two rounds the pins are
+topped up: as their work ends, the next hosts of the backlogs are checked again and requested with
+a lower priority than users' requests, so that free slots stay in use and little work is queued.
+:func:`choose` decides without I/O what a pin needs, and :func:`room` for how many hosts.
 """
 
+import collections
 import dataclasses
 import datetime
 import enum
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
@@ -24,6 +28,8 @@ PRIORITY = -100
 FAILURE_WAIT_SECONDS = 3600.0
 REPAIR_WAIT_SECONDS = 600.0
 HOSTS_AT_ONCE = 1000
+# One uses the slot, and one waits for it: the slot stays in use until the next top-up.
+HOSTS_PER_SLOT = 2
 
 _MOST_DOUBLINGS = 20
 
@@ -35,13 +41,13 @@ class PinRules:
     """The configured intervals and limits of pins.
 
     :ivar interval_seconds: between two rounds
-    :ivar hosts_per_round: maximum number of hosts that a pin requests in a round
+    :ivar slots: hosts that all conductors together may call at once
     :ivar minimum_age_seconds: after which an unused image is removed; 0 or less: at once, so
         that touching it is useless
     """
 
     interval_seconds: float
-    hosts_per_round: int
+    slots: int
     minimum_age_seconds: float
 
     @property
@@ -68,12 +74,14 @@ class FileFacts:
     :ivar present: the files that hosts reported, by (host, image)
     :ivar tried: the outcomes of the pin's earlier attempts, by (host, image)
     :ivar reported: the hosts that have reported their whole inventory
+    :ivar in_flight: the files of the pin's unfinished requests
     """
 
     now: datetime.datetime
     present: Mapping[File, model.CachedImage]
     tried: Mapping[File, pins.AttemptHistory] = dataclasses.field(default_factory=dict)
     reported: Collection[str] = ()
+    in_flight: Collection[File] = ()
 
     def touched_at(self, file: File) -> datetime.datetime | None:
         """Return when a file was last used or successfully requested; None if it is absent.
@@ -99,16 +107,25 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class PinChoice:
-    """The requests to make now.
+    """The files that a pin needs.
 
+    :ivar wanted: host to images, to be requested in this order
     :ivar failing: files that failed lately and wait for another attempt
     :ivar not_ours: files that exist and belong to another user; they wait until the file
         changes, whereupon the compute touches it by itself, or until the compute restarts
     """
 
-    batches: Sequence[Batch]
+    wanted: Mapping[str, tuple[str, ...]]
     failing: Sequence[File]
     not_ours: Sequence[File] = ()
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """The wanted files, a batch for all hosts that want the same images."""
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for host, images in self.wanted.items():
+            alike.setdefault(images, []).append(host)
+        return [Batch(tuple(hosts), images) for images, hosts in alike.items()]
 
 
 class _Need(enum.Enum):
@@ -137,19 +154,56 @@ def choose(files: Sequence[File], known: FileFacts, rules: PinRules) -> PinChoic
         if needs[file] is _Need.NOW:
             wanted.setdefault(file[0], []).append(file)
     first = sorted(wanted, key=lambda host: _last_tried(wanted[host], known))
-    chosen = set(first[: rules.hosts_per_round])
-    batches: dict[tuple[str, ...], list[str]] = {}
-    for host in (host for host in wanted if host in chosen):
-        batches.setdefault(tuple(image_id for _, image_id in wanted[host]), []).append(host)
     return PinChoice(
-        [Batch(tuple(alike), images) for images, alike in batches.items()],
+        {host: tuple(image_id for _, image_id in wanted[host]) for host in first},
         [file for file, need in needs.items() if need is _Need.LATER],
         [file for file, need in needs.items() if need is _Need.CHANGE],
     )
 
 
+def room(pin_id: str, outstanding: Mapping[str, int], filling: Collection[str], slots: int) -> int:
+    """Return for how many hosts a pin may request images now.
+
+    All pins together have at most ``HOSTS_PER_SLOT`` outstanding hosts for each slot, in equal
+    shares. A pin is topped up when at most half of its share is outstanding, so that a request
+    has several hosts.
+
+    :param outstanding: pin id to hosts that use a slot or wait for one
+    :param filling: the pins with a backlog
+    """
+    most = HOSTS_PER_SLOT * slots
+    share = max(1, most // len({pin_id, *outstanding, *filling}))
+    its = outstanding.get(pin_id, 0)
+    if its > share // 2:
+        return 0
+    return max(0, min(share - its, most - sum(outstanding.values())))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Backlog:
+    """Hosts that seemed to need images of a pin when this conductor last checked it.
+
+    :ivar aggregate: without its hosts
+    :ivar last_number: of the pin's newest request at that time
+    """
+
+    pin: model.Pin
+    aggregate: model.Aggregate
+    hosts: collections.deque[str]
+    last_number: int
+
+    def take(self, count: int) -> list[str]:
+        return [self.hosts.popleft() for _ in range(min(count, len(self.hosts)))]
+
+    def put_back(self, hosts: Sequence[str]) -> None:
+        self.hosts.extendleft(reversed(hosts))
+
+
 class Reconciler:
-    """Runs the rounds of one conductor over the pins.
+    """Checks the pins and tops them up, for one conductor; used by one thread.
+
+    Backlogs are in memory only. What they miss, because another conductor checked the pin or
+    this one has just started, the next check finds.
 
     :param wake: called when there is a new request to plan
     """
@@ -165,6 +219,7 @@ class Reconciler:
         images: service.ImageService,
         rules: PinRules,
         wake: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._conductor_id = conductor_id
         self._requests = request_store
@@ -175,18 +230,54 @@ class Reconciler:
         self._images = images
         self.rules = rules
         self._wake = wake
+        self._clock = clock
+        self._next_round: float | None = None
+        self._checked: set[str] = set()  # since the last round began
+        self._backlogs: dict[str, _Backlog] = {}
 
-    def run(self) -> None:
-        """Check once each pin that no other conductor has just checked."""
+    def run(self, ended: Collection[str] = ()) -> None:
+        """Check the pins that are due, and top up those that have a backlog.
+
+        :param ended: pins whose work ended here; if this conductor has not checked one since its
+            last round, it does so now and learns the backlog
+        """
+        if self._next_round is None or self._clock() >= self._next_round:
+            self._check_all()
+        for pin_id in ended:
+            if pin_id not in self._checked:
+                self._check_if_free(pin_id, 0)
+        if self._backlogs:
+            self._top_up()
+
+    def seconds_to_wait(self, poll_seconds: float) -> float:
+        """Return the seconds until the next run, if no work of a pin ends before."""
+        if self._next_round is None:
+            return self.rules.interval_seconds
+        next_round = max(0.0, self._next_round - self._clock())
+        return min(poll_seconds, next_round) if self._backlogs else next_round
+
+    def _check_all(self) -> None:
+        """Check each pin that no other conductor has just checked; when starting, all pins."""
         # Half the interval: the previous round ended later than it began.
-        due_seconds = self.rules.interval_seconds / 2
+        due_seconds = 0.0 if self._next_round is None else self.rules.interval_seconds / 2
+        self._next_round = self._clock() + self.rules.interval_seconds
+        self._backlogs = {
+            pin_id: backlog for pin_id, backlog in self._backlogs.items() if pin_id in self._checked
+        }
+        self._checked.clear()
         for pin_id in self._pins.due(due_seconds):
-            taken = self._pins.take(pin_id, self._conductor_id, due_seconds)
-            if taken is not None:
-                with context.bind_request_id(taken.pin.request_id):
-                    self._try_to_check(taken)
+            self._check_if_free(pin_id, due_seconds)
 
-    def _try_to_check(self, taken: pins.LeasedPin) -> None:
+    def _check_if_free(self, pin_id: str, due_seconds: float) -> None:
+        taken = self._pins.take(pin_id, self._conductor_id, due_seconds)
+        if taken is None:
+            return
+        self._checked.add(pin_id)
+        self._backlogs.pop(pin_id, None)
+        with context.bind_request_id(taken.pin.request_id):
+            self._try_to_check(taken)
+
+    def _try_to_check(self, taken: pins.PinAt) -> None:
         try:
             self._check(taken)
         except exception.PrecacheError as exc:
@@ -195,9 +286,9 @@ class Reconciler:
             LOG.exception('Checking pin %s failed', taken.pin.id)
             self._postpone(taken.pin, f'unexpected {type(exc).__name__}')
 
-    def _check(self, taken: pins.LeasedPin) -> None:
+    def _check(self, taken: pins.PinAt) -> None:
         pin = taken.pin
-        if pin.until is not None and pin.until <= taken.now:
+        if _is_over(taken):
             self._end(pin, 'its end time has passed', pin.images_gone)
             return
         try:
@@ -212,20 +303,17 @@ class Reconciler:
         if not left:
             self._end(pin, f'no image is available: {"; ".join(gone.values())}', gone)
             return
-        reason = self._keep_images(taken, aggregate, left)
-        self._pins.checked(pin.id, self._conductor_id, reason, gone)
-
-    def _keep_images(
-        self, taken: pins.LeasedPin, aggregate: model.Aggregate, images: Sequence[model.Image]
-    ) -> str | None:
-        """Request the files that are needed; return why not all are kept, None if all are."""
+        if not self._pins.hold(pin.id, self._conductor_id):
+            return  # the answers of the image service took too long, or a user has ended the pin
         unreached = self._unreached(aggregate.hosts)
         hosts = [host for host in aggregate.hosts if host not in unreached]
-        asked = self._pins.asked(taken.pin.id)
-        choice = self._choose(taken, hosts, images)
-        if not asked.unfinished:
-            self._request_batches(taken.pin, aggregate, choice.batches, asked.last_number)
-        return _problems(asked.unfinished, unreached, choice)
+        choice = self._choose(taken, hosts, left)
+        asked = self._pins.asked(pin.id)
+        reason = _problems(asked.unfinished, unreached, choice)
+        if self._pins.checked(pin.id, self._conductor_id, reason, gone) and choice.wanted:
+            without_hosts = dataclasses.replace(aggregate, hosts=())
+            hosts_left = collections.deque(choice.wanted)
+            self._backlogs[pin.id] = _Backlog(pin, without_hosts, hosts_left, asked.last_number)
 
     def _unreached(self, hosts: Sequence[str]) -> dict[str, str]:
         """Map the hosts that would get no task now to the reason."""
@@ -236,10 +324,13 @@ class Reconciler:
             self._liveness.down(hosts),
         )
         decisions = {host: planner.decide(facts[host], model.RequestOptions()) for host in hosts}
-        return {host: each.reason for host, each in decisions.items() if each.reason is not None}
+        found = {host: each.reason for host, each in decisions.items() if each.reason is not None}
+        # One of them would postpone the plan for all hosts of a request.
+        settling = self._liveness.settling([host for host in hosts if host not in found])
+        return found | dict.fromkeys(settling, 'it has not reported yet')
 
     def _choose(
-        self, taken: pins.LeasedPin, hosts: Sequence[str], images: Sequence[model.Image]
+        self, read: pins.PinAt, hosts: Sequence[str], images: Sequence[model.Image]
     ) -> PinChoice:
         image_ids = [image.id for image in images]
         part_ids = {part.id for image in images for part in image.parts}
@@ -248,59 +339,139 @@ class Reconciler:
         for start in range(0, len(hosts), HOSTS_AT_ONCE):
             some = hosts[start : start + HOSTS_AT_ONCE]
             parts = self._caches.present(some, part_ids)
-            known = FileFacts(taken.now, caches.bootable(parts, images))
+            known = FileFacts(read.now, caches.bootable(parts, images))
             found = missing_or_old(some, image_ids, known, self.rules)
             files += found
             present.update((file, known.present[file]) for file in found if file in known.present)
         if not files:
-            return PinChoice([], [])  # the usual case; saves the query for attempts
+            return PinChoice({}, [])  # the usual case; saves the queries for attempts
+        needing = {host for host, _ in files}
+        # Before the attempts: a task that ends in between is found in one of the two.
+        in_flight = self._pins.in_flight(read.pin.id, needing)
         since_seconds = max(pins.FAILURES_COUNT_SECONDS, self.rules.touch_seconds or 0)
-        tried = self._pins.tried(taken.pin.id, since_seconds)
-        known = FileFacts(taken.now, present, tried, self._caches.known_hosts())
+        tried = self._pins.tried(read.pin.id, since_seconds, needing)
+        reported = self._caches.known_hosts(needing)
+        known = FileFacts(read.now, present, tried, reported, in_flight)
         return choose(files, known, self.rules)
 
-    def _request_batches(
-        self,
-        pin: model.Pin,
-        aggregate: model.Aggregate,
-        batches: Sequence[Batch],
-        last_number: int,
+    def _top_up(self) -> None:
+        """Request the next hosts of the backlogs; the pin that was topped up last comes last."""
+        load = self._pins.load()
+        outstanding = collections.Counter(load.hosts)
+        filling = [pin_id for pin_id in self._backlogs if pin_id not in load.paused]
+        for pin_id in filling:
+            most = room(pin_id, outstanding, filling, self.rules.slots)
+            if most:
+                backlog = self._backlogs.pop(pin_id)
+                with context.bind_request_id(backlog.pin.request_id):
+                    self._try_to_fill(backlog, most, outstanding)
+
+    def _try_to_fill(
+        self, backlog: _Backlog, most: int, outstanding: collections.Counter[str]
     ) -> None:
-        if not batches or not self._pins.hold(pin.id, self._conductor_id):
-            return
-        for index, batch in enumerate(batches):
-            # If the lease runs out here, the key returns the requests of the conductor that
-            # took over, and no duplicates are made.
-            key = f'pin {pin.id} after {last_number}, {index}'
-            request = self._requests.accept(
-                requests.NewRequest(
-                    aggregate=dataclasses.replace(aggregate, hosts=batch.hosts),
-                    hosts=batch.hosts,
-                    images=batch.images,
-                    description=f'pin {pin.id}',
-                    client_request_id=key,
-                    pin_id=pin.id,
-                    project_id=pin.project_id,
-                    user_id=pin.user_id,
-                    is_admin=pin.is_admin,
-                    request_id=pin.request_id,
-                    priority=PRIORITY,
-                )
+        """Request hosts of a backlog, and count them; after a failure the next check goes on."""
+        pin = backlog.pin
+        try:
+            for batch in self._fill(backlog, most):
+                outstanding[pin.id] += len(batch.hosts)
+        except exception.PrecacheError as exc:
+            reason = str(exc)
+            _log_postponed(pin, reason, outages.is_logged(exc))
+            self._pins.note(pin.id, reason)
+        except Exception as exc:
+            LOG.exception('Filling pin %s failed', pin.id)
+            self._pins.note(pin.id, f'unexpected {type(exc).__name__}')
+        else:
+            if backlog.hosts:
+                self._backlogs[pin.id] = backlog
+
+    def _fill(self, backlog: _Backlog, most: int) -> Iterator[Batch]:
+        """Request images for the next hosts that still need them; yield each request's batch."""
+        pin = backlog.pin
+        checked = image_access.check_all(self._images, pin.images, pin.project_id, pin.is_admin)
+        images = [each.image for each in checked.values() if each.image is not None]
+        requested = 0
+        while requested < most and backlog.hosts:
+            read = self._pins.read(pin.id)
+            if read is None or _is_over(read) or not images:
+                backlog.hosts.clear()  # the next round ends the pin
+                return
+            # Before the batch is chosen: a request of this pin that is made meanwhile, by
+            # another conductor, has this key, and is returned instead of a duplicate.
+            asked = self._pins.asked(pin.id, backlog.last_number)
+            key = f'pin {pin.id} after {asked.last_number}'
+            batch = self._next_batch(read, backlog, images, most - requested)
+            if batch is None:
+                return
+            if not self._request(backlog, batch, key):
+                backlog.put_back(batch.hosts)
+                return
+            requested += len(batch.hosts)
+            yield batch
+
+    def _next_batch(
+        self, read: pins.PinAt, backlog: _Backlog, images: Sequence[model.Image], most: int
+    ) -> Batch | None:
+        """Take the next hosts that need the same images; None if no host needs any."""
+        portion = most
+        while some := backlog.take(portion):
+            unreached = self._unreached(some)
+            hosts = [host for host in some if host not in unreached]
+            choice = self._choose(read, hosts, images)
+            if choice.wanted:
+                first = choice.batches[0]
+                batch = dataclasses.replace(first, hosts=first.hosts[:most])
+                backlog.put_back([host for host in choice.wanted if host not in batch.hosts])
+                return batch
+            portion *= 2  # they were filled meanwhile, and so may be many of the next
+        return None
+
+    def _request(self, backlog: _Backlog, batch: Batch, key: str) -> bool:
+        """Request a batch; return False if another request was first with this key."""
+        pin = backlog.pin
+        request = self._requests.accept(
+            requests.NewRequest(
+                aggregate=dataclasses.replace(backlog.aggregate, hosts=batch.hosts),
+                hosts=batch.hosts,
+                images=batch.images,
+                description=f'pin {pin.id}',
+                client_request_id=key,
+                pin_id=pin.id,
+                project_id=pin.project_id,
+                user_id=pin.user_id,
+                is_admin=pin.is_admin,
+                request_id=pin.request_id,
+                priority=PRIORITY,
             )
-            LOG.info('Pin %s: %d hosts in request %s', pin.id, len(batch.hosts), request.id)
+        )
+        if (request.hosts, request.images) != (batch.hosts, batch.images):
+            LOG.debug('Pin %s: request %s was first', pin.id, request.id)
+            return False
+        LOG.info('Pin %s: %d hosts in request %s', pin.id, len(batch.hosts), request.id)
         self._wake()
+        return True
 
     def _end(self, pin: model.Pin, reason: str, gone: Mapping[str, str]) -> None:
         if self._pins.close(pin.id, self._conductor_id, reason, gone):
             LOG.info('Pin %s has ended: %s', pin.id, reason)
 
     def _postpone(self, pin: model.Pin, reason: str, *, is_logged: bool = False) -> None:
-        level = logging.DEBUG if is_logged else logging.WARNING
-        LOG.log(level, 'Pin %s is checked again in the next round: %s', pin.id, reason)
+        _log_postponed(pin, reason, is_logged)
         self._pins.checked(pin.id, self._conductor_id, reason, pin.images_gone)
 
 
+def _is_over(read: pins.PinAt) -> bool:
+    return read.pin.until is not None and read.pin.until <= read.now
+
+
+def _log_postponed(pin: model.Pin, reason: str, is_logged: bool) -> None:
+    level = logging.DEBUG if is_logged else logging.WARNING
+    LOG.log(level, 'Pin %s is checked again in the next round: %s', pin.id, reason)
+
+
 def _need(file: File, known: FileFacts, rules: PinRules) -> _Need:
+    if file in known.in_flight:
+        return _Need.NOTHING
     if _is_young(known.touched_at(file), known.now, rules):
         return _Need.NOTHING
     tried, present = known.tried.get(file), known.present.get(file)

@@ -18,18 +18,32 @@ class RetryPolicy:
     delay_seconds: float
     max_delay_seconds: float
 
-    def delay(self, outcome: model.ImageOutcome, attempts: int, mismatches: int) -> float | None:
+    def delay(
+        self,
+        outcome: model.ImageOutcome,
+        attempts: int,
+        mismatches: int,
+        *,
+        others_wait: bool = False,
+    ) -> float | None:
         """Return the seconds until the next attempt, None if this outcome is final.
+
+        A slow host whose bytes grow is called again as soon as no other host waits.
 
         :param attempts: number of attempts so far, including this one
         :param mismatches: number of earlier attempts that ended in an error that is retried once
+        :param others_wait: another host waits for the slot; read for a slow host only
         """
         if outcome.status != model.TaskStatus.ERROR:
             return None
         if outcome.retry == model.Retry.LATER:
             return 0 if outcome.at_once else self.delay_seconds
-        if self.is_last(attempts):
+        if outcome.is_attempt and self.is_last(attempts):
             return None
+        if outcome.is_slow and others_wait:
+            return self.max_delay_seconds
+        if not outcome.is_attempt:
+            return 0
         if outcome.retry == model.Retry.ONCE:
             return 0 if mismatches == 0 else None
         if outcome.retry == model.Retry.BACKOFF:

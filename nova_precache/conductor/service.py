@@ -13,6 +13,7 @@ from nova_precache.conductor import (
     dispatcher,
     lifecycle,
     manager,
+    pin_loop,
     report_buffer,
     rpcapi,
 )
@@ -32,7 +33,6 @@ class Periods:
 
     :ivar purge: removes requests that are too old
     :ivar check_counts: corrects the counters of tasks, unless another conductor did this recently
-    :ivar keep_pins: requests the files that pins lack
     """
 
     lease_seconds: float
@@ -41,8 +41,6 @@ class Periods:
     cells_seconds: float
     purge: Callable[[], object]
     check_counts: Callable[[], object]
-    pin_seconds: float
-    keep_pins: Callable[[], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +68,7 @@ class Conductor:
         conductor_id: str,
         dispatch: dispatcher.Dispatcher,
         lifecycle_loop: lifecycle.LifecycleLoop,
+        keep_pins: pin_loop.PinLoop,
         announce: announcer.Announcer,
         reports: report_buffer.ReportBuffer,
         job_store: jobs.Jobs,
@@ -82,6 +81,7 @@ class Conductor:
         self._conductor_id = conductor_id
         self._dispatcher = dispatch
         self._lifecycle_loop = lifecycle_loop
+        self._pin_loop = keep_pins
         self._announcer = announce
         self._reports = reports
         self._jobs = job_store
@@ -102,7 +102,6 @@ class Conductor:
                 (periods.cells_seconds, self.serve_all),
                 (PURGE_SECONDS, periods.purge),
                 (COUNTS_SECONDS, periods.check_counts),
-                (periods.pin_seconds, periods.keep_pins),
             ],
         )
 
@@ -112,6 +111,7 @@ class Conductor:
         self._periodic.start()
         self._announcer.start()
         self._lifecycle_loop.start()
+        self._pin_loop.start()
         self._dispatcher.start()
         LOG.info('Conductor %s runs', self._conductor_id)
 
@@ -138,7 +138,8 @@ class Conductor:
             LOG.exception('Stopping a part of the conductor failed')
 
     def _stop_the_others(self) -> None:
-        concurrency.stop_all([self._lifecycle_loop, self._announcer, *self._served.values()])
+        loops = (self._lifecycle_loop, self._pin_loop, self._announcer)
+        concurrency.stop_all([*loops, *self._served.values()])
         if not concurrency.stop_within(PART_STOP_SECONDS, self._periodic):
             LOG.warning(
                 'Periodic work of the conductor did not stop within %g s', PART_STOP_SECONDS

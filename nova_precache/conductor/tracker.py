@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records outcomes, as the only place that does; announces the changes after the commit."""
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from nova_precache import context, exception, model, reasons
 from nova_precache.conductor import database_wait, retry
@@ -13,7 +14,18 @@ from nova_precache.db.job import claim as job_claim, outcome as job_outcome
 LOG = logging.getLogger(__name__)
 
 CELL_BATCH_JOBS = 500
-GUARDED_REQUESTS = 1000
+CACHED_REQUESTS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traits:
+    """What never changes about a request.
+
+    :ivar is_guarded: outcomes can stop the rest of the request: canaries or a failure limit
+    """
+
+    is_guarded: bool
+    pin_id: str | None
 
 
 class Tracker:
@@ -22,6 +34,8 @@ class Tracker:
     :param announce: called after a write that made notifications due
     :param policy: may be replaced at any time
     :param count: called with the number of tasks that the outcome of a call has ended
+    :param avoid: returns the cells whose hosts must not be claimed now
+    :param ended_of_pin: called with the id of a pin of whose requests a task has ended
     :ivar database_wait: waits out an outage with an outcome to record
     """
 
@@ -34,6 +48,8 @@ class Tracker:
         policy: retry.RetryPolicy,
         count: Callable[[int, model.ImageOutcome], None] = lambda tasks, outcome: None,
         waiting: database_wait.DatabaseWait | None = None,
+        avoid: Callable[[], Collection[str]] = tuple,
+        ended_of_pin: Callable[[str], None] = lambda pin_id: None,
     ) -> None:
         self.database_wait = waiting or database_wait.DatabaseWait()
         self._jobs = job_store
@@ -42,9 +58,11 @@ class Tracker:
         self._announce = announce
         self.policy = policy
         self._count = count
-        # The options of a request never change: query them once per request, not once per task.
-        self._is_guarded = functools.lru_cache(GUARDED_REQUESTS)(
-            lambda request_id: _is_guarded(request_store.outline(request_id).options)
+        self._avoid = avoid
+        self._ended_of_pin = ended_of_pin
+        # They never change: query them once per request, not once per task.
+        self._traits = functools.lru_cache(CACHED_REQUESTS)(
+            lambda request_id: _traits(request_store.outline(request_id))
         )
 
     def planned(self, request_id: str) -> None:
@@ -61,7 +79,7 @@ class Tracker:
 
     def attempted(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> None:
         """Record the outcome of an attempt: final, or to be retried."""
-        delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
+        delay = self._delay(assignment, outcome)
         if delay is None:
             finished = self.database_wait.wait_out(
                 lambda: self._jobs.finish(assignment.job_id, assignment.epoch, outcome)
@@ -69,6 +87,15 @@ class Tracker:
             self._settle_final(assignment, finished, outcome)
             return
         self._record_retry(assignment, outcome, delay)
+
+    def _delay(self, assignment: jobs.Assignment, outcome: model.ImageOutcome) -> float | None:
+        """Return the seconds until the next attempt; None if the outcome is final."""
+        others_wait = outcome.is_slow and self.database_wait.wait_out(
+            lambda: self._jobs.others_wait(assignment.job_id, assignment.epoch, self._avoid())
+        )
+        return self.policy.delay(
+            outcome, assignment.attempts, assignment.mismatches, others_wait=others_wait
+        )
 
     def record_and_get_next(
         self,
@@ -100,7 +127,7 @@ class Tracker:
         goes_on: bool,
         slots: job_claim.Slots | None,
     ) -> jobs.NextJobResult:
-        delay = self.policy.delay(outcome, assignment.attempts, assignment.mismatches)
+        delay = self._delay(assignment, outcome)
         ended = None
         if delay is None:
             ended = jobs.Finish(assignment.job_id, assignment.epoch, outcome)
@@ -159,7 +186,17 @@ class Tracker:
                 outcome.reason,
                 delay,
             )
+            if outcome.is_slow and delay:
+                self._postpone_others(assignment, outcome, delay)
         self.settle(recorded)  # the job has ended if no request wants it any more
+
+    def _postpone_others(
+        self, assignment: jobs.Assignment, outcome: model.ImageOutcome, delay: float
+    ) -> None:
+        """Postpone the other due jobs of a slow host, which must not take the next slot either."""
+        rate = (outcome.reason or 'slow').partition(';')[0]
+        why = dataclasses.replace(outcome, reason=f'another image on this host is {rate}')
+        self.database_wait.wait_out(lambda: self._jobs.postpone_due(assignment.host, why, delay))
 
     def cell_failed(self, cell_uuid: str, outcome: model.ImageOutcome) -> None:
         """Count a failed attempt for every due job of a cell that cannot be called."""
@@ -194,12 +231,15 @@ class Tracker:
         self.database_wait.wait_out(lambda: self._settle(job_outcome.together(recorded)))
 
     def _settle(self, settled: job_outcome.Recorded) -> None:
-        guarded = [request for request in settled.requests if self._is_guarded(request)]
+        guarded = [each for each in settled.requests if self._traits(each).is_guarded]
         if guarded:
             settled = job_outcome.together([settled, self._actions.check(guarded)])
         self.complete(settled.idle)
         if settled.requests:
             self._announce()
+        for pin_id in {self._traits(each).pin_id for each in settled.requests}:
+            if pin_id is not None:
+                self._ended_of_pin(pin_id)
 
     def complete(self, request_ids: Iterable[str]) -> None:
         """End those of the requests that have nothing in flight."""
@@ -254,6 +294,6 @@ def _log_request_end(request: model.CacheRequest) -> None:
     )
 
 
-def _is_guarded(options: model.RequestOptions) -> bool:
-    """Return whether outcomes can stop the rest of the request: canaries or a failure limit."""
-    return options.canary is not None or options.max_failures is not None
+def _traits(request: model.CacheRequest) -> _Traits:
+    options = request.options
+    return _Traits(options.canary is not None or options.max_failures is not None, request.pin_id)

@@ -11,7 +11,10 @@ OPTIONS = [
         mutable=True,
         default=5,
         min=0.05,
-        help='Seconds between two polls of the database for work whose message was lost.',
+        help="""
+Seconds between two polls of the database for work whose message was lost, and,
+while a pin is filled, for its work that another conductor has ended.
+""",
     ),
     cfg.FloatOpt(
         'claim_lease_seconds',
@@ -70,8 +73,10 @@ the unfinished ones, so that another conductor joins the transfers.
         default=60,
         min=0.05,
         help="""
-Seconds between two rounds in which the conductors check the pins. One conductor
-at a time checks a pin, and none checks it again within half of this time.
+Seconds between two rounds in which the conductors check the pins on all hosts.
+One conductor at a time checks a pin, and none starts a round for it again within
+half of this time. Between two rounds, pins that lack files are filled as slots of
+``[image_cache] precache_concurrency`` become free.
 """,
     ),
     cfg.IntOpt(

@@ -77,17 +77,6 @@ be stopped or slowed down.
         min=1,
         help='Days for which an ended request is kept.',
     ),
-    cfg.IntOpt(
-        'pin_hosts_per_round',
-        mutable=True,
-        default=10,
-        min=1,
-        help="""
-Maximum number of hosts that a pin requests images for in one round (see
-``[conductor] pin_interval_seconds``), so that a rack that comes back does not
-overload the image service.
-""",
-    ),
     cfg.StrOpt(
         'subdirectory_name',
         default='_base',
@@ -145,6 +134,35 @@ compute leaves this to a nova-compute with the same instances_path.
         help="""
 Maximum total rate of the precaching downloads of a host, in bytes per second; 0
 means no limit. A download that a boot waits for is not limited.
+""",
+    ),
+    cfg.IntOpt(
+        'min_rate_bytes',
+        mutable=True,
+        default=32 * 1024,
+        min=0,
+        help="""
+Lowest rate of a precaching download, in bytes per second; read by computes. A
+download that is slower over ``stall_seconds`` is stopped: its bytes are kept,
+the host gives its slot back, and the download is resumed after
+``retry_max_delay_seconds``, or at once if no other host waits for the slot. This
+does not count as an attempt if bytes have arrived. Only the time counts in
+which the download waits for the image service: not its turn on the host, lower
+limits of its own rate, locks, checks or disks. A download that a boot waits for
+or starts is never stopped. Set it below the rate of the thinnest link; 0 turns
+it off. With ``compute_backend = nova`` it has no effect: nova-compute cannot be
+stopped.
+""",
+    ),
+    cfg.IntOpt(
+        'stall_seconds',
+        mutable=True,
+        default=60,
+        min=1,
+        help="""
+Seconds over which the rate of a download is compared with ``min_rate_bytes``,
+and after which a download without any byte is stopped; read by computes, and
+ignored if ``min_rate_bytes`` is 0.
 """,
     ),
     cfg.IntOpt(

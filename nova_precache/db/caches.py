@@ -141,10 +141,15 @@ class Caches:
                         found[file.host, ids[file.name]] = file
         return found
 
-    def known_hosts(self) -> frozenset[str]:
-        """Return the hosts that have sent a full report of their caches."""
+    def known_hosts(self, among: Collection[str] | None = None) -> frozenset[str]:
+        """Return the hosts that have sent a full report of their caches.
+
+        :param among: only these
+        """
         query = sa.select(_ROW.host).where(_ROW.name == _WHOLE)
         with self._database.reader() as session:
+            if among is not None:
+                return frozenset(_told(session, among))
             return frozenset(session.scalars(query))
 
 
@@ -171,7 +176,7 @@ class UnreportedCaches(Caches):
     def present(self, hosts: Collection[str], image_ids: Collection[str]) -> Present:
         return {}
 
-    def known_hosts(self) -> frozenset[str]:
+    def known_hosts(self, among: Collection[str] | None = None) -> frozenset[str]:
         return frozenset()
 
 

@@ -188,7 +188,7 @@ class _Hosts:
         if wanted is not None and free:
             self._choose_free(share.Search(free, wanted.avoid_cells, self._budget.by_cell))
         self._gave_way = self._give_way(wanted is not None) if may_give_way else {}
-        self.jobs = [*self._chosen.values(), *self._first.values()]
+        self.jobs = [*self._chosen.values(), *(self._first.values() if wanted else ())]
 
     def _choose_free(self, search: share.Search) -> None:
         """Choose free hosts and their first jobs; each choice counts against the limits."""
@@ -231,7 +231,13 @@ class _Hosts:
         slots = next((each.slots for each in self._served if each.slots is not None), None)
         if slots is None or not serving:
             return {}
-        over = [each.host for each in self._served if each.host not in self._chosen]
+        over = [
+            each.host
+            for each in self._served
+            if each.host not in self._chosen
+            and each.repeated is None
+            and (each.host in self._held or not each.goes_on)
+        ]
         loads = collections.Counter(self._budget.by_cell)
         loads.subtract(self._held[host].cell_uuid for host in over if host in self._held)
         free = slots.limit - self._budget.claimed + len(over)

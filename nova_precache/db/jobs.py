@@ -23,6 +23,7 @@ from nova_precache.db.job import (
     claim as job_claim,
     demand,
     finish as job_finish,
+    host_limits,
     locking,
     outcome as job_outcome,
     progress,
@@ -292,6 +293,37 @@ class Jobs:
                 batch, lambda done: done.recorded.get(job_id, job_outcome.STALE)
             )
         return self._of_current(job_id, epoch, lambda s, job: job_finish.leave(s, job, outcome))
+
+    def others_wait(self, job_id: str, epoch: int, avoid_cells: Collection[str] = ()) -> bool:
+        """Return whether another host would be claimed if the slot of a call were free.
+
+        :param job_id: the job that was called, under ``epoch``; its host is still claimed
+        """
+        with self._database.reader() as session:
+            limits = host_limits.load(session, {job_id: epoch})
+            search = share.Search(1, avoid_cells, job_claim.budget(session).by_cell)
+            return bool(share.most_urgent(session, search, limits, self._known))
+
+    def postpone_due(self, host: str, why: model.ImageOutcome, delay_seconds: float) -> int:
+        """Postpone the due jobs of a host that are assigned to no call; return their number.
+
+        This does not count as an attempt.
+        """
+        job = models.Job
+        due = job_claim.due(db_session.database_now(), model.TASK_WAITING)
+
+        def work(session: orm.Session) -> int:
+            waiting = session.scalars(sa.select(job.uuid).where(job.host == host, due)).all()
+            locked = locking.lock(session, waiting)
+            delays = {
+                each: delay_seconds
+                for each in locked.values()
+                if each.is_due and each.status in model.TASK_WAITING and each.epoch is None
+            }
+            job_outcome.schedule_retry(session, delays, why)
+            return len(delays)
+
+        return self._database.write(work)
 
     def retry(
         self, job_id: str, epoch: int, outcome: model.ImageOutcome, delay_seconds: float

@@ -5,10 +5,12 @@ The lease is in the pin's row and runs by the database's clock, so that another 
 soon takes over the pins of one that died.
 """
 
+import collections
 import dataclasses
 import datetime
+import itertools
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -49,8 +51,8 @@ class NewPin:
 
 
 @dataclasses.dataclass(frozen=True)
-class LeasedPin:
-    """A pin that this conductor has leased, and when."""
+class PinAt:
+    """A pin, read at the time ``now`` of the database's clock."""
 
     pin: model.Pin
     now: datetime.datetime
@@ -66,6 +68,19 @@ class PinRequests:
 
     last_number: int
     unfinished: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class PinLoad:
+    """The unfinished work of all pins, including those that have ended.
+
+    :ivar hosts: pin id to the number of hosts that use a slot or wait for one; a host whose
+        next attempt is not due yet does neither
+    :ivar paused: pins with a paused request
+    """
+
+    hosts: Mapping[str, int]
+    paused: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +194,12 @@ class Pins:
 
     # For keepers
 
+    def read(self, pin_id: str) -> PinAt | None:
+        """Return a pin without leasing it; None if it is not active."""
+        with self._database.reader() as session:
+            row = session.scalars(sa.select(models.Pin).where(_is_active(pin_id))).first()
+            return None if row is None else PinAt(_pin(row), db_session.now(session))
+
     def due(self, seconds: float) -> Sequence[str]:
         """List the unleased active pins not checked for ``seconds``, the longest first."""
         row = models.Pin
@@ -191,15 +212,15 @@ class Pins:
             )
             return session.scalars(query).all()
 
-    def take(self, pin_id: str, keeper: str, seconds: float) -> LeasedPin | None:
+    def take(self, pin_id: str, keeper: str, seconds: float) -> PinAt | None:
         """Lease a pin; return None if it is no longer due or another conductor holds it."""
 
-        def work(session: orm.Session) -> LeasedPin | None:
+        def work(session: orm.Session) -> PinAt | None:
             now = db_session.now(session)
             is_mine = sa.and_(_is_active(pin_id), _is_due(now, seconds), _is_free(now))
             if not _change(session, is_mine, keeper=keeper, keeper_lease_until=_lease(now)):
                 return None
-            return LeasedPin(_reload(session, pin_id), now)
+            return PinAt(_reload(session, pin_id), now)
 
         return self._database.write(work)
 
@@ -230,6 +251,10 @@ class Pins:
 
         return self._database.write(work)
 
+    def note(self, pin_id: str, reason: str) -> None:
+        """Record why an active pin is not kept now; the next check replaces the reason."""
+        self._database.write(lambda session: _change(session, _is_active(pin_id), reason=reason))
+
     def close(self, pin_id: str, keeper: str, reason: str, gone: Mapping[str, str]) -> bool:
         """End a pin that cannot be kept; return False if this keeper has lost it."""
 
@@ -240,30 +265,125 @@ class Pins:
 
         return self._database.write(work)
 
-    def asked(self, pin_id: str) -> PinRequests:
-        """Return the requests that a pin has made."""
+    def asked(self, pin_id: str, since: int = 0) -> PinRequests:
+        """Return the requests that a pin has made.
+
+        :param since: a request of the pin has this number, or a higher one
+        """
         row = models.CacheRequest
-        last = sa.select(sa.func.max(row.number)).where(row.pin_id == pin_id)
-        unfinished = sa.select(row.id, row.status).where(
-            row.pin_id == pin_id, row.status.in_(model.REQUEST_ACTIVE)
-        )
+        last = sa.select(sa.func.max(row.number)).where(row.pin_id == pin_id, row.number >= since)
+        unfinished = sa.select(row.id, row.status).where(_is_unfinished(pin_id))
         with self._database.reader() as session:
             found = {each.id: each.status for each in session.execute(unfinished)}
             return PinRequests(session.scalars(last).one() or 0, found)
 
-    def tried(self, pin_id: str, since_seconds: float) -> Mapping[tuple[str, str], AttemptHistory]:
+    def load(self) -> PinLoad:
+        """Count the hosts in the unfinished requests of each pin, in two statements.
+
+        They return a row for each pin and each unplanned request.
+        """
+        hosts: collections.Counter[str] = collections.Counter()
+        with self._database.reader() as session:
+            for unplanned in session.execute(_UNPLANNED):
+                hosts[unplanned.pin_id] += len(unplanned.hosts or ())
+            planned = session.execute(_PLANNED_LOAD).all()
+        for row in planned:
+            hosts[row.pin_id] += row.hosts
+        paused = frozenset(row.pin_id for row in planned if row.paused)
+        return PinLoad({pin_id: count for pin_id, count in hosts.items() if count}, paused)
+
+    def in_flight(
+        self, pin_id: str, hosts: Collection[str] | None = None
+    ) -> frozenset[tuple[str, str]]:
+        """Return the (host, image) of the pin's unfinished requests, by default on all hosts."""
+        request, task = models.CacheRequest, models.Task
+        unplanned = sa.select(request.hosts, request.images).where(
+            _is_unfinished(pin_id), request.planned_at.is_(None)
+        )
+        planned = (
+            sa.select(task.host, task.image_id)
+            .join(request, request.id == task.request_id)
+            .where(_is_unfinished(pin_id))
+            .where(task.status.in_(model.TASK_IN_FLIGHT))
+        )
+        found: set[tuple[str, str]] = set()
+        with self._database.reader() as session:
+            for its_hosts, images in session.execute(unplanned):
+                found.update(itertools.product(its_hosts or (), images))
+            for query in _among(planned, task.host, hosts):
+                found.update((host, image_id) for host, image_id in session.execute(query))
+        return frozenset(found)
+
+    def tried(
+        self, pin_id: str, since_seconds: float, hosts: Collection[str] | None = None
+    ) -> Mapping[tuple[str, str], AttemptHistory]:
         """Map each (host, image) whose tasks ended within ``since_seconds`` to its outcomes.
 
         A failure because the file belongs to another user counts regardless of its age.
+
+        :param hosts: by default all
         """
+        found: dict[tuple[str, str], AttemptHistory] = {}
         with self._database.reader() as session:
-            query = _tried(pin_id, db_session.now(session), since_seconds)
-            return {
-                (row.host, row.image_id): AttemptHistory(
-                    row.ended_at, row.succeeded_at, row.failures, row.successes, row.not_ours_at
+            tried = _tried(pin_id, db_session.now(session), since_seconds)
+            for query in _among(tried, models.Task.host, hosts):
+                found.update(
+                    (
+                        (row.host, row.image_id),
+                        AttemptHistory(
+                            row.ended_at,
+                            row.succeeded_at,
+                            row.failures,
+                            row.successes,
+                            row.not_ours_at,
+                        ),
+                    )
+                    for row in session.execute(query)
                 )
-                for row in session.execute(query)
-            }
+        return found
+
+
+_REQUEST, _TASK = models.CacheRequest, models.Task
+_IS_ACTIVE = _REQUEST.status.in_(model.REQUEST_ACTIVE)
+_UNPLANNED = sa.select(_REQUEST.pin_id, _REQUEST.hosts).where(
+    _REQUEST.pin_id.is_not(None), _IS_ACTIVE, _REQUEST.planned_at.is_(None)
+)
+_IS_DUE = sa.or_(
+    _TASK.next_attempt_at.is_(None), _TASK.next_attempt_at <= db_session.database_now()
+)
+_NEEDS_SLOT = sa.or_(_TASK.status.in_(model.TASK_WORKING), sa.and_(_TASK.open, _IS_DUE))
+_PLANNED_LOAD = (
+    sa.select(
+        _REQUEST.pin_id,
+        sa.func.count(sa.distinct(sa.case((_NEEDS_SLOT, _TASK.host)))).label('hosts'),
+        sa.func.max(sa.case((_REQUEST.status == model.RequestStatus.PAUSED, 1), else_=0)).label(
+            'paused'
+        ),
+    )
+    .join(_TASK, _TASK.request_id == _REQUEST.id)
+    .where(_REQUEST.pin_id.is_not(None), _IS_ACTIVE)
+    .where(_REQUEST.planned_at.is_not(None), _TASK.status.in_(model.TASK_IN_FLIGHT))
+    .group_by(_REQUEST.pin_id)
+)
+
+
+def _is_unfinished(pin_id: str) -> sa.ColumnElement[bool]:
+    # Phrased so that the index of pins does not match: SQLite would take it and read all requests
+    # that the pin has ever made, instead of the few that are active.
+    return sa.and_(sa.func.coalesce(_REQUEST.pin_id, '') == pin_id, _IS_ACTIVE)
+
+
+def _among(
+    query: sa.Select[*tuple[Any, ...]],
+    column: orm.InstrumentedAttribute[str],
+    hosts: Collection[str] | None,
+) -> Iterator[sa.Select[*tuple[Any, ...]]]:
+    """Yield the query for portions of the hosts; None: once, for all."""
+    if hosts is None:
+        yield query
+        return
+    for some in db_session.chunks(sorted(hosts)):
+        yield query.where(column.in_(some))
 
 
 def _create(session: orm.Session, pin_id: str, new: NewPin) -> model.Pin:

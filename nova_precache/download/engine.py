@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from nova_precache import exception, model, priority, transfer_control as controls
-from nova_precache.download import pipeline, retry, verifier
+from nova_precache import exception, model, priority, shown, transfer_control as controls
+from nova_precache.download import pipeline, retry, stall, verifier
 from nova_precache.download.source import Source
 from nova_precache.download.target import Target, keep
 from nova_precache.image import service
@@ -45,6 +45,9 @@ class Watcher(Protocol):
 class Pace(Protocol):
     """Limits the rate of a download; implemented by ``rate_limit.HostRateLimit``."""
 
+    def allowed_rate(self, control: controls.Control) -> float | None:
+        """Return the bytes per second that the download may reach now; None: no limit."""
+
     def read_bytes(self, control: controls.Control) -> int:
         """Return how many bytes to read before the next :meth:`take`."""
 
@@ -54,6 +57,9 @@ class Pace(Protocol):
 
 class _Unpaced:
     """No limits."""
+
+    def allowed_rate(self, control: controls.Control) -> float | None:
+        return None
 
     def read_bytes(self, control: controls.Control) -> int:
         return pipeline.BUFFER_BYTES
@@ -69,6 +75,7 @@ class Downloader:
     :ivar allow_unverified: accept images without a known hash
     :ivar pace: None: no rate limit
     :ivar idle_priority: write only when the disk is otherwise idle, unless urgent
+    :ivar stall_rule: returns the lowest accepted rate, which may change at any time
     """
 
     allow_unverified: bool = False
@@ -76,6 +83,7 @@ class Downloader:
     pace: Pace | None = None
     idle_priority: bool = False
     buffer_bytes: int = pipeline.BUFFER_BYTES
+    stall_rule: Callable[[], stall.StallRule] = lambda: stall.OFF
     clock: Callable[[], float] = time.monotonic
 
     def download(
@@ -94,6 +102,7 @@ class Downloader:
         :raises nova_precache.exception.UnverifiedImage: no hash of the image is known
         :raises nova_precache.exception.ImageMismatch: the bytes differ from those Glance hashed
         :raises nova_precache.exception.DownloadInterrupted: cut, also after resuming
+        :raises nova_precache.exception.SlowDownload: the source sends too slowly, and no boot waits
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
         :raises nova_precache.exception.StorageError: the target cannot be written
         :raises nova_precache.exception.TransferStopped: the control was stopped
@@ -131,6 +140,9 @@ class _Download:
     def __post_init__(self) -> None:
         self._image = self.source.image
         self._pace = self.by.pace or _Unpaced()
+        self._kept_before = self.target.kept_bytes
+        self._watch = stall.StallWatch(self.by.stall_rule, self.by.clock)
+        self.control.aside = self._watch.aside
         self._hash = pipeline.Stage('hash', lambda piece: self.check.hash(piece.view()))
         self._write = pipeline.Stage(
             'write',
@@ -145,7 +157,7 @@ class _Download:
         """Hash all bytes and write them to the target."""
         try:
             self._line.start()  # Before sched_batch, which the threads would inherit.
-            with priority.sched_batch():
+            with stall.guarded(self._stop_if_slow), priority.sched_batch():
                 self._replay_kept()
                 for attempt in resume.opens(self.control.wait):
                     with attempt:
@@ -158,6 +170,7 @@ class _Download:
                 keep(self.target, self._image.id)
             raise
         self._line.close(drop=False)
+        self.control.gained_bytes = self._gained_bytes()
 
     def progress_now(self, status: model.TaskStatus) -> model.Progress:
         return model.Progress(status, self.check.bytes_done, self._image.size)
@@ -203,15 +216,18 @@ class _Download:
             opening.__exit__(None, None, None)
 
         self.control.check()
-        connection = self.control.run_interruptibly(opening.__enter__, close)
         try:
-            with self.control.on_stop(connection.cut):
-                yield connection
+            with self._watch.receiving(self._pace.allowed_rate(self.control)):
+                connection = self.control.run_interruptibly(opening.__enter__, close)
+            try:
+                with self.control.on_stop(connection.cut):
+                    yield connection
+            finally:
+                close(connection)
         except exception.DownloadInterrupted:
+            self._stop_if_slow()  # A read timeout ends a silence before the guard does.
             self.control.check()  # The cut may be due to a stop.
             raise
-        finally:
-            close(connection)
 
     def _agree_on_start(self, start_bytes: int | None) -> None:
         if start_bytes == self.check.bytes_done:
@@ -262,12 +278,37 @@ class _Download:
         start = piece.length
         end = min(start + self._pace.read_bytes(self.control), len(room))
         count = 1
-        while count and piece.length < end and self.by.clock() < until:
-            count = connection.read_into(room[piece.length : end])
-            self.check.count(count)
-            piece.length += count
+        with self._watch.receiving(self._pace.allowed_rate(self.control)):
+            while count and piece.length < end and self.by.clock() < until:
+                count = connection.read_into(room[piece.length : end])
+                self._watch.received(count)
+                self.check.count(count)
+                piece.length += count
+        self._stop_if_slow()
         self._pace.take(self.control, piece.length - start)
         return count > 0
+
+    def _stop_if_slow(self) -> None:
+        """Stop the download if its source sends too slowly, unless a boot waits for it."""
+        if self.control.is_urgent:
+            self._watch.forget()
+            return
+        rate_bytes = self._watch.slow_rate()
+        if rate_bytes is None:
+            return
+        rule, gained_bytes = self.by.stall_rule(), self._gained_bytes()
+        why = (
+            f'slower than {shown.size(rule.min_rate_bytes)}/s for {rule.seconds:g} s '
+            f'({shown.size(rate_bytes)}/s)'
+        )
+        if gained_bytes or not self.control.is_last_attempt:
+            total = '' if self._image.size is None else f' of {shown.size(self._image.size)}'
+            why += f'; {shown.size(self.check.bytes_done)}{total} are kept'
+        self.control.stop(exception.SlowDownload(why, gained_bytes))
+
+    def _gained_bytes(self) -> int:
+        """Return the bytes that the transfer has received in addition to those kept before."""
+        return self.control.gained_bytes + max(0, self.check.bytes_done - self._kept_before)
 
     def _pass_on(
         self,

@@ -146,15 +146,19 @@ class HostRateLimit:
         with self._changed:
             self._changed.notify_all()
 
-    def read_bytes(self, control: controls.Control) -> int:
-        """Return how many bytes to read before the next take; fewer at a low rate."""
+    def allowed_rate(self, control: controls.Control) -> float | None:
+        """Return the share of a download in the limits now; None: no limit applies to it."""
         if control.is_urgent:
-            return MAX_READ_BYTES
+            return None
         with self._changed:
             host_rate = self._host_rate()
             shares = max(1, len(self._running))
         rates = [host_rate / shares if host_rate else None, control.max_rate_bytes or None]
-        rate = min((rate for rate in rates if rate is not None), default=None)
+        return min((rate for rate in rates if rate is not None), default=None)
+
+    def read_bytes(self, control: controls.Control) -> int:
+        """Return how many bytes to read before the next take; fewer at a low rate."""
+        rate = self.allowed_rate(control)
         if rate is None:
             return MAX_READ_BYTES
         return int(min(max(rate * _READ_SECONDS, _MIN_READ_BYTES), MAX_READ_BYTES))

@@ -20,6 +20,7 @@ from nova_precache.conductor import (
     lifecycle,
     manager,
     metrics as conductor_metrics,
+    pin_loop,
     pins as conductor_pins,
     planning,
     report_buffer,
@@ -96,6 +97,7 @@ class ConductorParts:
         self.health = exposed.health
         self.counters = self._counters(exposed)
         self.announcer = self._announcer()
+        self.ended_pins = pin_loop.EndedPins()
         self.tracker = tracker.Tracker(
             self.jobs,
             self.requests,
@@ -104,6 +106,8 @@ class ConductorParts:
             self.policy,
             count=self.counters.ended,
             waiting=waiting,
+            avoid=self.breakers.avoid,
+            ended_of_pin=self.ended_pins.add,
         )
 
     def _counters(self, exposed: metrics.Exposition) -> conductor_metrics.Counters:
@@ -131,11 +135,13 @@ class ConductorParts:
         dispatch = self._dispatcher()
         loop = self._lifecycle_loop(dispatch.wake)
         reconciler = self._reconciler(dispatch.wake)
-        self._follow_options(dispatch, loop, reconciler)
+        keep_pins = pin_loop.PinLoop(reconciler, self.ended_pins, options.poll_interval_seconds)
+        self._follow_options(dispatch, loop, reconciler, keep_pins)
         conductor = service.Conductor(
             conductor_id=self.id,
             dispatch=dispatch,
             lifecycle_loop=loop,
+            keep_pins=keep_pins,
             announce=self.announcer,
             reports=self.reports,
             job_store=self.jobs,
@@ -151,8 +157,6 @@ class ConductorParts:
                 check_counts=functools.partial(
                     task_counts.TaskCounts(self.database).check, service.COUNTS_SECONDS
                 ),
-                pin_seconds=options.pin_interval_seconds,
-                keep_pins=reconciler.run,
             ),
             remove=self.backend.remover(self.inventory, self.jobs, self.reports),
         )
@@ -213,6 +217,7 @@ class ConductorParts:
         dispatch: dispatcher.Dispatcher,
         lifecycle_loop: lifecycle.LifecycleLoop,
         reconciler: conductor_pins.Reconciler,
+        keep_pins: pin_loop.PinLoop,
     ) -> None:
         """Apply mutable options when the configuration is reloaded."""
 
@@ -222,7 +227,7 @@ class ConductorParts:
             self.tracker.policy = _retry_policy(conf)
             self.breakers.rest_seconds = self.tracker.policy.delay_seconds
             reconciler.rules = _pin_rules(conf)
-            for loop in (dispatch, lifecycle_loop, self.announcer):
+            for loop in (dispatch, lifecycle_loop, keep_pins, self.announcer):
                 loop.poll_seconds = conf.conductor.poll_interval_seconds
                 loop.wake()
 
@@ -282,6 +287,6 @@ def _pin_rules(conf: cfg.ConfigOpts) -> conductor_pins.PinRules:
     group = conf.image_cache
     return conductor_pins.PinRules(
         interval_seconds=conf.conductor.pin_interval_seconds,
-        hosts_per_round=group.pin_hosts_per_round,
+        slots=group.precache_concurrency,
         minimum_age_seconds=group.remove_unused_original_minimum_age_seconds,
     )

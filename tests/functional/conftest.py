@@ -19,8 +19,8 @@ QUICK: Options = {
     'DEFAULT': {'report_interval': 1},
     'conductor': {
         'poll_interval_seconds': 0.2,
-        'progress_write_interval_seconds': 0.1,
-        'heartbeat_write_interval_seconds': 0.1,
+        'progress_write_interval_seconds': 0.2,
+        'heartbeat_write_interval_seconds': 0.25,
     },
     'image_cache': {'retry_delay_seconds': 0.2, 'reserved_disk_bytes': 0},
 }

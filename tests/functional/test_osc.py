@@ -27,7 +27,7 @@ def link(glance: glance_server.GlanceServer) -> Iterator[site_link.Gateway]:
 @pytest.fixture(scope='module')
 def started(link: site_link.Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     with starting(tmp_path_factory.mktemp('osc'), link.url) as begin:
-        yield begin()
+        yield begin(conductor={'pin_interval_seconds': 1})
 
 
 @pytest.fixture

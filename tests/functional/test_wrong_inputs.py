@@ -17,6 +17,15 @@ TWINS = 'TWINS'
 HOST = 'cell1-compute1'
 EDGE = ('--aggregate', 'edge')
 MOST_CHARACTERS = 400
+# Nothing is cached here: no need to look for work ten times a second.
+CALM: dict[str, dict[str, object]] = {
+    'DEFAULT': {'report_interval': 10},
+    'conductor': {
+        'poll_interval_seconds': 5,
+        'progress_write_interval_seconds': 5,
+        'heartbeat_write_interval_seconds': 5,
+    },
+}
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +33,7 @@ def started(
     glance: glance_server.GlanceServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Started]:
     with starting(tmp_path_factory.mktemp('wrong'), glance.url) as begin:
-        begun = begin()
+        begun = begin(**CALM)
         begun.service.aggregate('edge')
         yield begun
 

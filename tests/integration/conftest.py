@@ -37,6 +37,13 @@ REPORT_SECONDS = 1
 Changes = Mapping[str, Mapping[str, object]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that share the deployment: tools/run-tests.sh runs them beside the others."""
+    for item in items:
+        if whole_deployment.__name__ in getattr(item, 'fixturenames', ()):
+            item.add_marker('deployment')
+
+
 @dataclasses.dataclass
 class Deployment:
     """An API, two conductors and a compute for each host, each with its own configuration file.

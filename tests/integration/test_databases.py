@@ -27,13 +27,14 @@ from nova_precache.db import (
     task_counts,
 )
 from nova_precache.db.engine import models, schema, session
-from nova_precache.db.job import outcome as job_outcome
+from nova_precache.db.job import outcome as job_outcome, share
 from nova_precache.db.job.call import Begin
 from tests import counting, sorted_tasks
 from tests.conftest import running_databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
 from tests.unit.db.test_request_action_orders import Orders
+from tests.unit.db.test_share import SharedSlots
 from tools.servers import databases
 
 LIMIT = 6
@@ -103,6 +104,44 @@ def test_snapshot_stable_except_on_postgresql(
         after = reader.scalars(total).one()
 
     assert (after == before) == (database.engine.dialect.name != 'postgresql')
+
+
+def test_slots_shared_and_given_back(database: session.Database) -> None:
+    fleet = SharedSlots(open_world(database), limit=4)
+    fleet.world.planned(stalled := [f'a{number}' for number in range(9)], ['i1', 'i2'])
+    fleet.claim()
+    cell = fleet.cell('b')
+    fleet.world.planned([f'b{number}' for number in range(9)], ['i1', 'i2'], cell)
+
+    assert fleet.end(*stalled[:4]) == ['a0', 'a1']
+    assert fleet.claim() == ['b0', 'b1']
+    fleet.world.planned(['u1'], ['i1'], cell, priority=5)
+    assert fleet.end('b0', 'b1') == ['b0']
+    assert fleet.claim() == ['u1']
+
+
+def test_next_jobs_found_by_index(database: session.Database) -> None:
+    job = {'image_id': 'i1', 'status': 'queued', 'ready': True, 'created_at': LONG_AGO}
+    rows = [
+        {**job, 'uuid': f'j{number}', 'host': f'h{number}', 'cell_uuid': f'c{number % 20:02}'}
+        for number in range(5000)
+    ]
+    database.write(lambda s: s.execute(sa.insert(models.Job), rows))
+    given = {'share': 'c07', 'least': -1, 'rows': 9, 'after_0': '', 'after_1': 'c07'}
+    analyze = {'mysql': 'ANALYZE TABLE jobs', 'mariadb': 'ANALYZE TABLE jobs'}
+    kind = database.engine.dialect.name
+    explain = 'EXPLAIN QUERY PLAN' if kind == 'sqlite' else 'EXPLAIN'
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(analyze.get(kind, 'ANALYZE jobs'))
+        for statement in (share.waiting_jobs(), share.tops(2)):
+            text = str(
+                statement.params(
+                    {key: given[key] for key in statement.compile().params if key in given}
+                ).compile(database.engine, compile_kwargs={'literal_binds': True})
+            ).replace('%', '%%')
+            plan = str(connection.exec_driver_sql(f'{explain} {text}').all()).lower()
+            assert 'jobs_share_idx' in plan
+            assert not [sign for sign in ('sort', 'temp b-tree', "jobs_due_idx'") if sign in plan]
 
 
 def test_services_stop_and_replace(database: session.Database) -> None:

@@ -146,5 +146,5 @@ def _serve_old_compute(deployment: Deployment) -> Iterator[tuple[str, OldCompute
     finally:
         server.stop()
         transport.retire()
-        for table in ('agents', 'host_mappings'):
-            deployment.query(f'DELETE FROM {table} WHERE host = ?', host)
+        deployment.query('DELETE FROM agents WHERE host = ?', host)
+        deployment.query('DELETE FROM host_mappings WHERE host = ?', host)

@@ -63,7 +63,8 @@ IMAGE: Mapping[str, Sequence[Any]] = {
 OUTCOME: Mapping[str, Sequence[Any]] = {
     'status': (None, *_NO_TEXTS, *_BAD_TEXTS, '', 'x' * 33, 'queued', 'downloading', 'a b'),
     'reason': (5, ['a'], {'a': 1}, True, b'x'),
-    'retry': (None, 'often', 5, ['never'], {'a': 1}, '\ud800', 'x' * 10_000),
+    'retry': (None, 'a b', 5, ['never'], {'a': 1}, '\ud800', 'x' * 10_000),
+    'gained_bytes': IMAGE_BYTES,
     'bytes_done': (None, *IMAGE_BYTES),
     'bytes_total': IMAGE_BYTES,
     'at_once': FLAG,

@@ -49,6 +49,11 @@ K = failures.Kind
         (f'Image {ID} cannot be read: HTTP 503', K.INTERRUPTED),
         (f'The download of image {ID} was interrupted: timed out', K.INTERRUPTED),
         (f'Image {ID} ended after 5 of 10 bytes', K.INTERRUPTED),
+        (
+            'slower than 32.0 KiB/s for 60 s (1.2 KiB/s); 3.4 MiB of 2.0 GiB are kept',
+            K.SLOW,
+        ),
+        ('another image on this host is slower than 512 B/s for 5 s (0 B/s)', K.SLOW),
         (str(exception.NotOurs('read', 'owned by root')), K.NOT_OURS),
         ('qemu-img convert took more than 600 s', K.CONVERSION),
         ('Locking 0123: Permission denied', K.STORAGE),

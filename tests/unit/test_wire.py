@@ -95,6 +95,24 @@ def test_optional_field_has_default() -> None:
     assert wire.transfer_options(None) == wire.transfer_options({}) == model.TransferOptions()
 
 
+@pytest.mark.parametrize('word', ['slow', 'x' * 32])
+def test_newer_retry_is_ordinary_one(word: str) -> None:
+    read = wire.image_outcome({**OUTCOME.to_wire(), 'retry': word})
+    assert read == OUTCOME
+    assert (read.retry, read.is_attempt) == (model.Retry.BACKOFF, True)
+
+
+def test_slow_outcome_ordinary_to_older_release() -> None:
+    """An older conductor ignores the unknown field, and a newer one misses it in older outcomes."""
+    slow = model.ImageOutcome('error', 'slower', model.Retry.BACKOFF, gained_bytes=5)
+    sent = slow.to_wire()
+    assert sent['retry'] in ('never', 'once', 'backoff', 'later')
+    assert wire.image_outcome(sent) == slow
+    older = {name: value for name, value in sent.items() if name != 'gained_bytes'}
+    read = wire.image_outcome(older)
+    assert (read.is_slow, read.is_attempt, read.reason) == (False, True, 'slower')
+
+
 @pytest.mark.parametrize('word', ['polishing', 'queued', 'x' * 32])
 def test_newer_step_and_outcome_accepted(word: str) -> None:
     assert wire.progress({**PROGRESS, 'status': word}).status == word

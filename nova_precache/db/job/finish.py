@@ -72,8 +72,8 @@ def retry(
     """Schedule the next attempt of a job, unless it was to stop: then it has stopped."""
     if not job.goes_on:
         return stop(session, job)
-    uncounted = -1 if outcome.retry == model.Retry.LATER else 0
-    job_outcome.schedule_retry(session, {job: delay_seconds}, outcome, uncounted)
+    counted = 0 if outcome.is_attempt else -1
+    job_outcome.schedule_retry(session, {job: delay_seconds}, outcome, counted)
     return job_outcome.Recorded(current=True)
 
 

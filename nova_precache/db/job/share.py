@@ -120,11 +120,11 @@ class _Queue:
             self._page_rows = min(_MORE_ROWS * self._page_rows, _MOST_ROWS)
         self.next = None
         while self.next is None and self._position < len(self._rows):
-            row = self._bound = self._rows[self._position]
-            if row.host in taken:
+            self._bound = self._rows[self._position]
+            if self._bound.host in taken:
                 self._position += 1
             else:
-                self.next = row
+                self.next = self._bound
         return self.next is not None or self._may_have_more
 
 
@@ -162,8 +162,8 @@ def most_urgent(
     queues = _queues(session, waiting, search, known) if len(candidates) < search.count else {}
     while queues and len(candidates) < search.count:
         cell = min(queues, key=lambda each: queues[each].turn(loads[each]))
-        if (row := queues[cell].next) is not None:
-            take(row, joins=False)
+        if (job := queues[cell].next) is not None:
+            take(job, joins=False)
         if not queues[cell].advance(taken):
             del queues[cell]
     return candidates
@@ -231,12 +231,12 @@ def _queues(
     session: orm.Session, statement: sa.Executable, search: Search, known: KnownCells
 ) -> dict[str, _Queue]:
     """Map those cells to their queues in which jobs wait that count."""
-    tops = _tops(session, known.cells)
-    known.cells = sorted(tops)
+    first = _first_jobs(session, known.cells)
+    known.cells = sorted(first)
     least = search.least or (lambda cell: _LEAST_PRIORITY)
     waiting = [
         cell
-        for cell, top in tops.items()
+        for cell, top in first.items()
         if cell not in search.avoid_cells and top.priority >= least(cell)
     ]
     page_rows = max(_LEAST_ROWS, _JOBS_A_HOST * search.count // max(1, len(waiting)))
@@ -245,10 +245,10 @@ def _queues(
         given = {'share': cell, 'least': least(cell), 'rows': rows}
         return db_session.run(session, statement, given).all()
 
-    return {cell: _Queue(tops[cell], functools.partial(read, cell), page_rows) for cell in waiting}
+    return {cell: _Queue(first[cell], functools.partial(read, cell), page_rows) for cell in waiting}
 
 
-def _tops(session: orm.Session, known: Sequence[str]) -> Mapping[str, _Row]:
+def _first_jobs(session: orm.Session, known: Sequence[str]) -> Mapping[str, _Row]:
     """Map the cells with jobs to the first one in the order of the index.
 
     A branch of the statement looks up the first job after a cell: usually that of the next cell
@@ -261,14 +261,16 @@ def _tops(session: orm.Session, known: Sequence[str]) -> Mapping[str, _Row]:
         asked.update(after)
         for chunk in db_session.chunks(after, _MOST_BRANCHES):
             given = {f'after_{number}': cell for number, cell in enumerate(chunk)}
-            rows = db_session.run(session, _after(len(chunk)), given)
+            rows = db_session.run(session, tops(len(chunk)), given)
             found.update((row.cell_uuid, row) for row in rows)
         after = sorted(found.keys() - asked)
     return found
 
 
 @functools.cache
-def _after(branches: int) -> sa.Select[*tuple[Any, ...]] | sa.CompoundSelect[*tuple[Any, ...]]:
+def tops(branches: int) -> sa.Select[*tuple[Any, ...]] | sa.CompoundSelect[*tuple[Any, ...]]:
+    """Select the first ready job after each of several cells, in the order of the index."""
+
     def branch(number: int) -> sa.Select[*tuple[Any, ...]]:
         first = (
             sa.select(_JOB.cell_uuid, _JOB.priority, _JOB.id)
@@ -292,7 +294,7 @@ def _statements(
     conditions = [host_limits.lets_run(saturated)]
     if only is not None:
         conditions.append(_JOB.host.in_(list(only)))
-    return _moving_jobs(*conditions), _waiting_jobs(*conditions)
+    return _moving_jobs(*conditions), waiting_jobs(*conditions)
 
 
 def _free_jobs(
@@ -313,7 +315,8 @@ def _moving_jobs(*conditions: sa.ColumnElement[bool]) -> sa.Select[*tuple[Any, .
     return _free_jobs(model.TASK_WORKING, avoided, *conditions)
 
 
-def _waiting_jobs(*conditions: sa.ColumnElement[bool]) -> sa.Select[*tuple[Any, ...]]:
+def waiting_jobs(*conditions: sa.ColumnElement[bool]) -> sa.Select[*tuple[Any, ...]]:
+    """Select the due jobs of a cell on free hosts, the most urgent first."""
     return _free_jobs(
         model.TASK_WAITING,
         _JOB.cell_uuid == sa.bindparam('share'),
@@ -322,4 +325,4 @@ def _waiting_jobs(*conditions: sa.ColumnElement[bool]) -> sa.Select[*tuple[Any, 
     )
 
 
-_MOVING, _WAITING = _moving_jobs(), _waiting_jobs()
+_MOVING, _WAITING = _moving_jobs(), waiting_jobs()

@@ -11,7 +11,7 @@ from oslo_config import cfg
 
 from nova_precache import capabilities, exception, model
 from nova_precache.cache import boot_signal, expiry, layout, locks, populator, space, store, sweeper
-from nova_precache.download import engine, rate_limit
+from nova_precache.download import engine, rate_limit, stall
 from nova_precache.image import service
 from nova_precache.inspection import convert, formats, qemu_img
 from nova_precache.transfer_control import Control
@@ -43,6 +43,7 @@ class LibvirtSettings:
     max_rate_bytes: int
     max_parallel_downloads: int
     yield_share: float
+    stall_rule: stall.StallRule
     idle_priority: bool
     expiry: expiry.ExpiryRules
     expiry_set: bool
@@ -66,6 +67,7 @@ class LibvirtSettings:
             max_rate_bytes=group.max_rate_bytes,
             max_parallel_downloads=group.max_parallel_downloads,
             yield_share=group.yield_share_percent / 100,
+            stall_rule=_stall_rule(conf),
             idle_priority=group.idle_priority,
             expiry=_expiry_rules(conf),
             expiry_set=_is_set(conf, 'remove_unused_base_images', 'image_cache'),
@@ -111,6 +113,7 @@ class LibvirtDriver(driver.ComputeDriver):
             yield_share=settings.yield_share,
             elsewhere=boot_signal.WaitingBoots(settings.layout.lock_directory),
         )
+        self._stall_rule = settings.stall_rule
         self._populator = self._cache_populator(disk_usage)
         self._expirer = expiry.CacheExpirer(
             store=self._store,
@@ -140,6 +143,7 @@ class LibvirtDriver(driver.ComputeDriver):
                 allow_unverified=settings.allow_unverified_images,
                 pace=self._pace,
                 idle_priority=settings.idle_priority,
+                stall_rule=lambda: self._stall_rule,
             ),
             inspector=inspector,
             converter=convert.Converter(qemu, inspector),
@@ -156,6 +160,7 @@ class LibvirtDriver(driver.ComputeDriver):
             max_parallel=group.max_parallel_downloads,
             yield_share=group.yield_share_percent / 100,
         )
+        self._stall_rule = _stall_rule(conf)
         self._expirer.rules = _expiry_rules(conf)
 
     def init_host(self) -> None:
@@ -315,6 +320,10 @@ class LibvirtDriver(driver.ComputeDriver):
             raise exception.BackendUnsupported(
                 f'[libvirt] images_type {self._settings.images_type} does not cache images in files'
             )
+
+
+def _stall_rule(conf: cfg.ConfigOpts) -> stall.StallRule:
+    return stall.StallRule(conf.image_cache.min_rate_bytes, conf.image_cache.stall_seconds)
 
 
 def _expiry_rules(conf: cfg.ConfigOpts) -> expiry.ExpiryRules:

@@ -4,11 +4,24 @@
 import dataclasses
 import json
 import pathlib
+import warnings
 from typing import Any
 
 import pytest
 
-from benchmarks.fleet import __main__ as command, cases, findings, nova, worker
+with warnings.catch_warnings():
+    # Those of the openstack client's modules as they are imported.
+    warnings.simplefilter('ignore')
+    from benchmarks.fleet import (
+        __main__ as command,
+        cases,
+        claims,
+        fairness,
+        findings,
+        nova,
+        reads,
+        worker,
+    )
 
 NOTHING = cases.Cost(0, 0, 0, 0, 0)
 MIB = 1024**2
@@ -82,8 +95,69 @@ def test_broker_cost_is_separate_without_target() -> None:
 
     (row,) = findings.measured([found]).rows
 
-    assert row[1:3] == ('5.40', '3.00')
+    assert row[1:5] == ('5.40', '3.00', '', '')
     assert not [each for each in findings.targets([found]) if 'CPU' in each.what]
+
+
+def test_cpu_of_servers_shown_apart() -> None:
+    work = cases.Cost(2.0, 0.2, 50, 20, 15, database_cpu_seconds=0.04, broker_cpu_seconds=0.09)
+    case = dataclasses.replace(SMALL, database='mariadb', broker=True)
+
+    (row,) = findings.measured([_outcome(case, 2.0, work=work)]).rows
+
+    assert row[3:5] == ('0.40', '0.90')
+
+
+def _reads(request_ms: float, page_ms: float, api_cores: float) -> reads.Reads:
+    taken = {reads.REQUEST: request_ms, reads.TASKS: page_ms, reads.ALL_TASKS: page_ms}
+    each = [reads.Read(what, p50, 2 * p50, 3.0, 1.5, 0.5) for what, p50 in taken.items()]
+    return reads.Reads(
+        'mariadb', 100_000, each, reads.Watched(200, 250.0, 0.9, 0.0, 1.2, api_cores, 0.1)
+    )
+
+
+def test_fast_reads_meet_targets() -> None:
+    found = _reads(5.0, 10.0, 0.4)
+
+    assert all(each.is_met for each in findings.targets(looked=[found]))
+    assert findings.read(found).rows[0] == ('a request', '5.0', '10.0', '3.0', '1.5', '0.5')
+    assert findings.watched(found).rows == (('200', '250', '90 %', '0 %', '1.2', '0.40', '0.10'),)
+
+
+def test_slow_reads_are_reported() -> None:
+    found = _reads(5.1, 10.1, 0.41)
+
+    assert [each.what for each in findings.targets(looked=[found]) if not each.is_met] == [
+        '100,000 tasks: a request, p50',
+        '100,000 tasks: 20 of its tasks, p50',
+        '100,000 tasks: 20 of all tasks, p50',
+        '100,000 tasks: 200 clients that wait',
+    ]
+
+
+def test_quadratic_claims_are_reported() -> None:
+    small = claims.Claims('sqlite', 1000, 0.3, 2.0, 0.3, 1.5)
+    large = claims.Claims('sqlite', 10_000, 1.1, 31.0, 1.1, 15.0)
+    other = claims.Claims('mariadb', 10_000, 1.0, 99.0, 0.1, 15.0, 4.0)
+
+    missed = [each for each in findings.targets(claims=[small, large, other]) if not each.is_met]
+
+    assert [each.what for each in missed] == [
+        '10,000 hosts, sqlite due at once: first call',
+        '10,000 hosts, sqlite due at once: time a host, as with 1,000 hosts',
+    ]
+    assert findings.claimed([other]).rows == (
+        ('10,000 hosts, mariadb', '1.00', '99.00', '0.10', '1.50', '0.40'),
+    )
+
+
+def test_unfair_slots_are_reported() -> None:
+    fair = fairness.Fairness(1.0, 1.2, 0, 1.5, 0)
+    unfair = fairness.Fairness(1.0, 9.5, 1, 15.0, 5)
+
+    assert all(each.is_met for each in findings.targets(shares=[fair]))
+    assert not any(each.is_met for each in findings.targets(shares=[unfair]))
+    assert [value for _, value in findings.shared(unfair).rows] == ['9.5', '1', '15', '5']
 
 
 def test_each_cell_count_has_own_delay() -> None:
@@ -138,7 +212,49 @@ def test_small_fleet_can_be_measured(tmp_path: pathlib.Path) -> None:
     assert cases.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
 
-@pytest.mark.parametrize('arguments', [['--hosts=0'], ['--database=oracle'], ['--images=ten']])
+def test_small_request_can_be_read(tmp_path: pathlib.Path) -> None:
+    url = f'sqlite:///{tmp_path}/fleet.sqlite'
+
+    found = reads.measure('sqlite', 6, 2, 2, 1.0, url, url, count=2)
+
+    assert found.tasks == 12
+    assert [each.what for each in found.reads] == [
+        reads.REQUEST,
+        reads.TASKS,
+        reads.ALL_TASKS,
+        reads.REQUESTS,
+    ]
+    assert all(0 < each.p50_ms <= each.p95_ms for each in found.reads)
+    assert found.watched.watchers == 2
+    assert reads.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+def test_small_claim_can_be_measured(tmp_path: pathlib.Path) -> None:
+    found = claims.measure('sqlite', 5, f'sqlite:///{tmp_path}/fleet.sqlite')
+
+    assert (found.database, found.hosts) == ('sqlite', 5)
+    assert 0 < found.first_call_seconds <= found.last_call_seconds
+    assert found.lock_seconds > 0
+
+
+def test_fairness_can_be_measured() -> None:
+    found = fairness.measure(0.02)
+
+    assert 0 <= found.fast_left <= fairness.FAST_HOSTS
+    assert 0 <= found.left_beside_crawling <= fairness.BESIDE_CRAWLING
+    assert min(found.urgent_images, found.urgent_beside_images) > 0
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['--hosts=0'],
+        ['--database=oracle'],
+        ['--images=ten'],
+        ['--part=writes'],
+        ['--claim-hosts=0'],
+    ],
+)
 def test_unmeasurable_options_are_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

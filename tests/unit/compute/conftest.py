@@ -2,7 +2,7 @@
 """The neighbours of a compute: a conductor in memory, and a driver that a test scripts."""
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pytest
 
@@ -35,6 +35,7 @@ class FakeReporter:
         self.images: list[tuple[str, str, reporter.CacheNews]] = []
         self.token_calls: list[tuple[str, int]] = []
         self.token_errors: list[Exception] = []
+        self.on_token: Callable[[], object] = lambda: None
         self.confirmed: list[tuple[str, int]] = []
         self.confirm_errors: list[Exception] = []
         self.goodbyes: list[tuple[str, str, str]] = []
@@ -87,6 +88,7 @@ class FakeReporter:
 
     def get_token(self, job_id: str, epoch: int) -> str | None:
         self.token_calls.append((job_id, epoch))
+        self.on_token()
         if self.token_errors:
             raise self.token_errors.pop(0)
         if self.current.get(job_id) != epoch:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A call on a compute: fenced before the first byte, and never without an outcome."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -141,6 +142,34 @@ def test_token_requested_under_newest_epoch(
         assert [each.result(WAIT_SECONDS) is not None for each in calls] == [True, True]
 
     assert conductor.token_calls == [('j1', 1), ('j1', 2)]
+
+
+def test_wait_for_token_is_excused(
+    driver: ScriptedDriver, conductor: FakeReporter, access: Access
+) -> None:
+    """The conductor may take long to answer, which does not make the image service slow."""
+    compute = _manager(driver, conductor, access)
+    driver.opened.clear()
+    entered: list[str] = []
+
+    @contextlib.contextmanager
+    def aside() -> Iterator[None]:
+        entered.append('aside')
+        yield
+        entered.append('back')
+
+    conductor.on_token = lambda: entered.append('token')
+    with futures.ThreadPoolExecutor(1) as pool:
+        conductor.current = {'j1': 1}
+        call = pool.submit(_call, compute, epoch=1)
+        assert driver.begun.wait(WAIT_SECONDS)
+        compute._transfers._running['i1'].control.aside = aside
+        assert access.fresh_token is not None
+        assert access.fresh_token() == 'fresh-token'
+        driver.opened.set()
+        assert call.result(WAIT_SECONDS) is not None
+
+    assert entered == ['aside', 'token', 'back']
 
 
 def test_refused_token_requested_by_other_job(

@@ -20,6 +20,14 @@ def test_only_paused_outcome_retries_at_once() -> None:
     assert not outcomes.of_stop(exception.ShuttingDown('stops')).at_once
 
 
+@pytest.mark.parametrize(('gained_bytes', 'is_attempt'), [(0, True), (1, False)])
+def test_slow_outcome_has_gained_bytes(gained_bytes: int, is_attempt: bool) -> None:
+    outcome = outcomes.of_error(exception.SlowDownload('slower', gained_bytes), 'Xen')
+
+    assert (outcome.gained_bytes, outcome.is_slow) == (gained_bytes, True)
+    assert outcome.is_attempt == is_attempt
+
+
 @pytest.mark.parametrize(
     ('error', 'expected'),
     [
@@ -33,6 +41,7 @@ def test_only_paused_outcome_retries_at_once() -> None:
         (exception.NotEnoughSpace('needs 5, 4 free'), ('error', 'needs 5, 4 free', 'never')),
         (exception.ImageMismatch('wrong hash'), ('error', 'wrong hash', 'once')),
         (exception.DownloadInterrupted('cut'), ('error', 'cut', 'backoff')),
+        (exception.SlowDownload('slower', 5), ('error', 'slower', 'backoff')),
         (exception.ShuttingDown('stops'), ('error', 'stops', 'later')),
         (exception.Paused('paused'), ('error', 'paused', 'later')),
         (exception.Cancelled('unwanted'), ('cancelled', 'unwanted', 'never')),

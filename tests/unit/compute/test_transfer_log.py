@@ -84,6 +84,17 @@ def test_only_final_failure_is_warning(
     assert (found, text.endswith(': the reason')) == (level, True)
 
 
+@pytest.mark.parametrize(('gained_bytes', 'level'), [(0, 'WARNING'), (1, 'INFO')])
+def test_slow_last_attempt_final_without_bytes(
+    caplog: pytest.LogCaptureFixture, gained_bytes: int, level: str
+) -> None:
+    slow = model.ImageOutcome('error', 'slower', model.Retry.BACKOFF, gained_bytes=gained_bytes)
+    _run(slow, is_last=True)
+
+    _, (found, _) = _lines(caplog)
+    assert found == level
+
+
 def test_failure_reports_moved_bytes() -> None:
     failed = _run(model.ImageOutcome('error', 'the line is dead', model.Retry.BACKOFF))
 

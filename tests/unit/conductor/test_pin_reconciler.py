@@ -20,7 +20,7 @@ from nova_precache.image import fake
 from tests.unit.conductor.conftest import Lines
 from tests.unit.conftest import LIMITS, LONG_AGO, World
 
-RULES = keeping.PinRules(interval_seconds=0, hosts_per_round=10, minimum_age_seconds=24 * 3600)
+RULES = keeping.PinRules(interval_seconds=0, slots=10, minimum_age_seconds=24 * 3600)
 NOW = datetime.datetime(2030, 1, 1)  # noqa: DTZ001 - as the database keeps it
 HOUR = datetime.timedelta(hours=1)
 MINUTE = datetime.timedelta(minutes=1)
@@ -203,18 +203,15 @@ def test_hosts_get_only_their_missing_images(
     ]
 
 
-def test_unfinished_request_blocks_next_one(site: Site) -> None:
+def test_joined_host_requested_beside_unfinished(site: Site) -> None:
     pin = site.pin(['h1'])
     site.round()
     site.world.inventory.add_host(pin.aggregate_id, _living(site, 'h2'))
 
-    site.round()
-    assert len(site.asked(pin)) == 1
+    for _ in range(2):
+        site.round()
 
-    site.finish(pin, 'cached')
-    site.report('h1', pin.images, _just_now(site))
-    site.round()
-    assert site.files(pin)[1:] == [{('h2', pin.images[0])}]
+    assert site.files(pin) == [{('h1', pin.images[0])}, {('h2', pin.images[0])}]
 
 
 def test_paused_request_shows_as_fault(site: Site) -> None:
@@ -228,8 +225,8 @@ def test_paused_request_shows_as_fault(site: Site) -> None:
     assert site.now(pin).reason == f'request {request.id} is paused'
 
 
-def test_hosts_per_round_bounded(site: Site) -> None:
-    site.rules = dataclasses.replace(RULES, hosts_per_round=2)
+def test_outstanding_hosts_bounded(site: Site) -> None:
+    site.rules = dataclasses.replace(RULES, slots=1)
     pin = site.pin(['h1', 'h2', 'h3', 'h4', 'h5'])
 
     for _ in range(3):
@@ -244,15 +241,30 @@ def test_hosts_per_round_bounded(site: Site) -> None:
 
 
 def test_failing_hosts_do_not_delay_others(site: Site) -> None:
-    site.rules = dataclasses.replace(RULES, hosts_per_round=1)
-    pin = site.pin(['h1', 'h2', 'h3'])
+    site.rules = dataclasses.replace(RULES, slots=1)
+    pin = site.pin(['h1', 'h2', 'h3', 'h4'])
     began = _just_now(site) - HOUR
 
     for minutes in range(3):
         site.round()
         site.finish(pin, 'error', began + minutes * MINUTE)
 
-    assert [request.hosts for request in site.asked(pin)] == [('h1',), ('h2',), ('h3',)]
+    assert [request.hosts for request in site.asked(pin)] == [
+        ('h1', 'h2'),
+        ('h3', 'h4'),
+        ('h1', 'h2'),
+    ]
+
+
+def test_settling_host_delays_no_other(site: Site) -> None:
+    pin = site.pin(['h1', 'h2'])
+    site.world.dead('h1')
+    site.world.hears(for_seconds=1)  # for too short a time to say that the host is down
+
+    site.round()
+
+    assert site.files(pin) == [{('h2', pin.images[0])}]
+    assert site.now(pin).reason == ('hosts not reached: 1, such as h1: it has not reported yet')
 
 
 def test_unreachable_hosts_left_for_later(site: Site) -> None:
@@ -300,7 +312,7 @@ def test_file_touched_at_half_expiry_age(site: Site) -> None:
 
 
 def test_request_quota_counts_only_requested_hosts(site: Site) -> None:
-    site.rules = dataclasses.replace(RULES, hosts_per_round=2)
+    site.rules = dataclasses.replace(RULES, slots=1)
     pin = site.pin(['h1', 'h2', 'h3'])
 
     site.reconciler(request_store=_limited(site, max_tasks_per_request=2)).run()

@@ -66,3 +66,25 @@ def test_last_attempt_means_no_retry(
     delays = [POLICY.delay(_error(how), attempts, 0) for how in ('backoff', 'once', 'never')]
 
     assert POLICY.is_last(attempts) == (delays == [None, None, None])
+
+
+def _slow(gained_bytes: int) -> model.ImageOutcome:
+    return model.ImageOutcome('error', 'why', model.Retry.BACKOFF, gained_bytes=gained_bytes)
+
+
+@pytest.mark.parametrize('attempts', [1, 5, 50])
+def test_moving_slow_host_waits_for_others(attempts: int) -> None:
+    assert POLICY.delay(_slow(1), attempts, 0, others_wait=True) == 35
+    assert POLICY.delay(_slow(1), attempts, 0, others_wait=False) == 0
+
+
+def test_silent_slow_host_has_attempts() -> None:
+    alone = [POLICY.delay(_slow(0), attempts, 0) for attempts in (1, 2, 5)]
+    beside = [POLICY.delay(_slow(0), attempts, 0, others_wait=True) for attempts in (1, 2, 5)]
+
+    assert (alone, beside) == ([10, 20, None], [35, 35, None])
+
+
+def test_other_outcomes_ignore_waiting_hosts() -> None:
+    assert POLICY.delay(_error('backoff'), 1, 0, others_wait=True) == 10
+    assert POLICY.delay(_error('never'), 1, 0, others_wait=True) is None

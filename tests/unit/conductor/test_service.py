@@ -48,22 +48,14 @@ def conductor(world: World, conf: Any, brokers: transports.CellTransports) -> se
         conductor_id=str(uuid.uuid4()),
         dispatch=nothing,
         lifecycle_loop=nothing,
+        keep_pins=nothing,
         announce=nothing,
         reports=nothing,
         job_store=world.jobs,
         api_transport=rpc.connect(conf, 'fake:///api'),
         cell_transports=brokers,
         cell_endpoint=Endpoint,  # type: ignore[arg-type]
-        periods=service.Periods(
-            60,
-            60,
-            60,
-            60,
-            purge=lambda: None,
-            check_counts=lambda: None,
-            pin_seconds=60,
-            keep_pins=lambda: None,
-        ),
+        periods=service.Periods(60, 60, 60, 60, purge=lambda: None, check_counts=lambda: None),
         remove=nothing,
     )
 

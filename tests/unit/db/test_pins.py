@@ -235,6 +235,109 @@ def test_pin_keeps_its_request(world: World, store: pins.Pins) -> None:
     assert store.asked(made.id) == pins.PinRequests(5, {running: 'running'})
 
 
+def test_pin_is_read_while_active(store: pins.Pins) -> None:
+    made = _create(store)
+    assert store.take(made.id, 'c1', 0)
+
+    read = store.read(made.id)
+
+    assert read is not None
+    assert (read.pin, read.now >= made.created_at) == (made, True)  # type: ignore[operator]
+    store.note(made.id, 'no answer')
+    assert store.get(made.id).reason == 'no answer'
+    store.end(made.id, 'enough')
+    store.note(made.id, 'late')
+    assert store.read(made.id) is None
+    assert store.get(made.id).reason == 'enough'
+
+
+def test_load_counts_hosts_that_need_slots(world: World, store: pins.Pins) -> None:
+    made, other = _create(store, ['i1', 'i2']), _create(store)
+    soon = _now(world) + HOUR
+    planned = _planned(world, made, 1)
+    for host, image_id, status, next_at in (
+        ('h1', 'i1', 'downloading', None),
+        ('h1', 'i2', 'queued', None),
+        ('h2', 'i1', 'retry_wait', soon),
+        ('h3', 'i1', 'retry_wait', LONG_AGO),
+        ('h3', 'i2', 'cached', None),
+        ('h4', 'i1', 'error', None),
+    ):
+        _add_host_task(world, planned, host, status, next_at, image_id)
+    _accepted(world, made, 2, ['h5', 'h6'])
+    paused = _planned(world, other, 3, 'paused')
+    _add_host_task(world, paused, 'h1', 'queued', open=False)
+    done = _planned(world, _create(store), 4, 'completed')
+    _add_host_task(world, done, 'h1', 'cached')
+    _planned(world, None, 5)
+
+    assert store.load() == pins.PinLoad({made.id: 4}, frozenset({other.id}))
+
+
+def test_files_in_flight_of_one_pin(world: World, store: pins.Pins) -> None:
+    made, other = _create(store), _create(store)
+    planned = _planned(world, made, 1)
+    for host, status in (('h1', 'queued'), ('h2', 'retry_wait'), ('h3', 'cached')):
+        _add_host_task(world, planned, host, status)
+    _accepted(world, made, 2, ['h4'])
+    _add_host_task(world, _planned(world, other, 3), 'h5', 'queued')
+
+    assert store.in_flight(made.id) == {('h1', 'i1'), ('h2', 'i1'), ('h4', 'i1')}
+    assert store.in_flight(made.id, ['h1', 'h3', 'h5', 'h4']) == {('h1', 'i1'), ('h4', 'i1')}
+
+
+def test_attempts_of_named_hosts_only(world: World, store: pins.Pins) -> None:
+    made, now = _create(store), _now(world)
+    planned = _planned(world, made, 1, 'completed')
+    for host in ('h1', 'h2'):
+        _add_host_task(world, planned, host, 'cached', finished_at=now)
+
+    assert store.tried(made.id, 600).keys() == {('h1', 'i1'), ('h2', 'i1')}
+    assert store.tried(made.id, 600, ['h2', 'h3']).keys() == {('h2', 'i1')}
+
+
+def test_newest_number_found_from_earlier_one(world: World, store: pins.Pins) -> None:
+    made = _create(store)
+    for number in (3, 5):
+        _add_request(world, made, number, 'completed')
+
+    assert [store.asked(made.id, since).last_number for since in (0, 3, 5)] == [5, 5, 5]
+
+
+def _planned(world: World, pin: model.Pin | None, number: int, status: str = 'running') -> str:
+    """Add a planned request, of a pin unless it is None."""
+    request_id = _add_request(world, pin or pins.Pins(world.database).list()[0], number, status)
+    world.change(
+        models.CacheRequest,
+        models.CacheRequest.id == request_id,
+        planned_at=LONG_AGO,
+        pin_id=None if pin is None else pin.id,
+    )
+    return request_id
+
+
+def _accepted(world: World, pin: model.Pin, number: int, hosts: Sequence[str]) -> None:
+    request_id = _add_request(world, pin, number, 'accepted')
+    is_it = models.CacheRequest.id == request_id
+    world.change(models.CacheRequest, is_it, hosts=list(hosts))
+
+
+def _add_host_task(
+    world: World,
+    request_id: str,
+    host: str,
+    status: str,
+    next_attempt_at: datetime.datetime | None = None,
+    image_id: str = 'i1',
+    **fields: Any,
+) -> None:
+    row = models.Task(
+        request_id=request_id, host=host, image_id=image_id, status=status, created_at=LONG_AGO,
+        next_attempt_at=next_attempt_at, **fields,
+    )  # fmt: skip
+    world.database.write(lambda session: session.add(row))
+
+
 def test_outcomes_of_pin_tasks_counted(world: World, store: pins.Pins) -> None:
     made, now = _create(store), _now(world)
     ended = [

@@ -20,6 +20,9 @@ IMAGES = ('i1', 'i2')
 STEPS = 50
 FAR_AHEAD = datetime.datetime(2100, 1, 1)  # noqa: DTZ001 - as the database keeps it
 REFUSED = model.ImageOutcome(model.TaskStatus.ERROR, 'refused')
+SLOW = model.ImageOutcome(
+    model.TaskStatus.ERROR, 'slower', model.Retry.BACKOFF, bytes_done=20, gained_bytes=5
+)
 CANCELLED = model.ImageOutcome(model.TaskStatus.CANCELLED, 'told to', bytes_done=30)
 EXPIRED = model.ImageOutcome(model.TaskStatus.EXPIRED, 'too late', bytes_done=40)
 OUTCOMES = (CACHED, CACHED, CACHED, REFUSED, BROKEN, CANCELLED, EXPIRED)
@@ -116,7 +119,11 @@ class Orders:
         if not self.called:
             return
         call = self.called.pop(self.any.randrange(len(self.called)))
-        self.world.jobs.retry(call.job_id, call.epoch, BROKEN, 100)
+        outcome = self.any.choice([BROKEN, SLOW])
+        self.world.jobs.others_wait(call.job_id, call.epoch)
+        self.world.jobs.retry(call.job_id, call.epoch, outcome, 100)
+        if outcome is SLOW:
+            self.world.jobs.postpone_due(call.host, SLOW, 100)
         self.world.jobs.release('c1', [call.host])
         self.world.make_due()
 

@@ -27,7 +27,7 @@ def _hosts(claimed: Sequence[job_batch.Claimed]) -> list[str]:
     return [each.claim.host for each in claimed]
 
 
-class Fleet:
+class SharedSlots:
     """Hosts of several cells under one limit, whose calls a test ends."""
 
     def __init__(self, world: World, limit: int) -> None:
@@ -70,7 +70,7 @@ class Fleet:
         done = self.world.database.write(lambda s: job_batch.execute_batch(s, batch))
         for host, result in done.next_jobs.items():
             del self.at_work[host]
-            assert result.is_over == (result.assignment is None)
+            assert (result.gave_way_to is None) or result.is_over
             if result.assignment is not None:
                 self.at_work[host] = result.assignment
         return [host for host, result in done.next_jobs.items() if result.gave_way_to]
@@ -80,11 +80,11 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(world: World) -> Fleet:
-    return Fleet(world, limit=16)
+def fleet(world: World) -> SharedSlots:
+    return SharedSlots(world, limit=16)
 
 
-def test_cells_take_turns(fleet: Fleet) -> None:
+def test_cells_take_turns(fleet: SharedSlots) -> None:
     fleet.limit = 5
     fleet.world.planned(_named('a', 9), ['i1'])
     fleet.world.planned(_named('b', 9), ['i1'], fleet.cell('b'))
@@ -92,7 +92,7 @@ def test_cells_take_turns(fleet: Fleet) -> None:
     assert fleet.claim() == ['a000', 'b000', 'a001', 'b001', 'a002']
 
 
-def test_stalling_cell_keeps_its_share(fleet: Fleet) -> None:
+def test_stalling_cell_keeps_its_share(fleet: SharedSlots) -> None:
     fleet.world.planned(_named('a', 99), ['i1'])
     fleet.world.planned(_named('b', 101), ['i1'], fleet.cell('b'))
     fleet.claim()
@@ -109,14 +109,14 @@ def test_stalling_cell_keeps_its_share(fleet: Fleet) -> None:
     assert fleet.shares('a', 'b') == [16, 0]
 
 
-def test_lone_cell_takes_all_slots(fleet: Fleet) -> None:
+def test_lone_cell_takes_all_slots(fleet: SharedSlots) -> None:
     fleet.world.planned(_named('a', 20), ['i1'])
     fleet.cell('b')
 
     assert len(fleet.claim()) == 16
 
 
-def test_freed_slot_goes_to_least_loaded(fleet: Fleet) -> None:
+def test_freed_slot_goes_to_least_loaded(fleet: SharedSlots) -> None:
     fleet.world.planned(_named('a', 20), ['i1'])
     fleet.claim()
     fleet.world.planned(_named('b', 3), ['i1'], fleet.cell('b'))
@@ -127,7 +127,7 @@ def test_freed_slot_goes_to_least_loaded(fleet: Fleet) -> None:
     assert fleet.claim() == ['b000', 'c000', 'b001', 'c001']
 
 
-def test_higher_priority_beats_share(fleet: Fleet) -> None:
+def test_higher_priority_beats_share(fleet: SharedSlots) -> None:
     fleet.world.planned(_named('a', 20), ['i1'], priority=1)
     fleet.world.planned(_named('b', 20), ['i1'], fleet.cell('b'))
 
@@ -136,7 +136,7 @@ def test_higher_priority_beats_share(fleet: Fleet) -> None:
     assert fleet.shares('a', 'b') == [16, 0]
 
 
-def test_urgent_hosts_get_next_slots(fleet: Fleet) -> None:
+def test_urgent_hosts_get_next_slots(fleet: SharedSlots) -> None:
     fleet.world.planned(_named('a', 99), ['i1'])
     fleet.world.planned(_named('b', 101), ['i1'], other := fleet.cell('b'))
     fleet.claim()
@@ -147,7 +147,7 @@ def test_urgent_hosts_get_next_slots(fleet: Fleet) -> None:
     assert fleet.claim() == ['b050']
 
 
-def test_transfers_of_any_cell_joined_first(fleet: Fleet) -> None:
+def test_transfers_of_any_cell_joined_first(fleet: SharedSlots) -> None:
     fleet.limit = 3
     fleet.world.planned(['a1', 'a2', 'a3'], ['i1'])
     fleet.world.planned(['b1'], ['i1'], fleet.cell('b'), priority=9)
@@ -156,7 +156,7 @@ def test_transfers_of_any_cell_joined_first(fleet: Fleet) -> None:
     assert fleet.claim() == ['a2', 'a3', 'b1']
 
 
-def test_avoided_cell_leaves_its_share(fleet: Fleet) -> None:
+def test_avoided_cell_leaves_its_share(fleet: SharedSlots) -> None:
     fleet.limit = 4
     fleet.world.planned(_named('a', 9), ['i1'])
     fleet.world.planned(_named('b', 9), ['i1'], other := fleet.cell('b'))
@@ -167,7 +167,7 @@ def test_avoided_cell_leaves_its_share(fleet: Fleet) -> None:
     assert fleet.shares('a', 'b') == [4, 0]
 
 
-def test_new_cell_found_among_known(fleet: Fleet) -> None:
+def test_new_cell_found_among_known(fleet: SharedSlots) -> None:
     fleet.limit = 6
     cells = sorted(fleet.cell(name) for name in 'bcd')
     for name, cell in zip('bd', (cells[0], cells[2]), strict=True):
@@ -180,7 +180,7 @@ def test_new_cell_found_among_known(fleet: Fleet) -> None:
     assert fleet.claim() == ['c000', 'c001']
 
 
-def test_urgent_host_gets_slot_between_images(fleet: Fleet) -> None:
+def test_urgent_host_gets_slot_between_images(fleet: SharedSlots) -> None:
     fleet.limit = 2
     low = fleet.world.planned(['a1', 'a2'], ['i1', 'i2', 'i3'])
     fleet.claim()
@@ -207,7 +207,7 @@ def test_urgent_host_gets_slot_between_images(fleet: Fleet) -> None:
     assert {task.attempts for task in fleet.world.tasks(low).values()} == {1}
 
 
-def test_each_urgent_host_frees_one_slot(fleet: Fleet) -> None:
+def test_each_urgent_host_frees_one_slot(fleet: SharedSlots) -> None:
     fleet.world.planned(_named('a', 20), ['i1', 'i2'])
     fleet.claim()
     fleet.world.planned(_named('u', 10), ['i1'], priority=5)
@@ -216,7 +216,7 @@ def test_each_urgent_host_frees_one_slot(fleet: Fleet) -> None:
     assert fleet.claim() == _named('u', 10)
 
 
-def test_free_slots_count_for_urgent_hosts(fleet: Fleet) -> None:
+def test_free_slots_count_for_urgent_hosts(fleet: SharedSlots) -> None:
     """Transactions in a row release as many hosts as one for all."""
     fleet.world.planned(_named('a', 20), ['i1', 'i2'])
     fleet.claim()
@@ -228,7 +228,7 @@ def test_free_slots_count_for_urgent_hosts(fleet: Fleet) -> None:
     assert fleet.claim() == _named('u', 10)
 
 
-def test_host_goes_on_while_slots_are_free(fleet: Fleet) -> None:
+def test_host_goes_on_while_slots_are_free(fleet: SharedSlots) -> None:
     fleet.limit = 3
     fleet.world.planned(['a1', 'a2'], ['i1', 'i2'])
     fleet.claim()
@@ -238,7 +238,7 @@ def test_host_goes_on_while_slots_are_free(fleet: Fleet) -> None:
     assert fleet.end('a2') == []
 
 
-def test_least_urgent_host_gives_way(fleet: Fleet) -> None:
+def test_least_urgent_host_gives_way(fleet: SharedSlots) -> None:
     fleet.limit = 3
     fleet.world.planned(['m1'], ['i1', 'i2'], priority=2)
     fleet.world.planned(['l1'], ['i1', 'i2'], priority=-1)
@@ -250,7 +250,7 @@ def test_least_urgent_host_gives_way(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize('priority', [0, -5])
-def test_same_cell_keeps_its_hosts(fleet: Fleet, priority: int) -> None:
+def test_same_cell_keeps_its_hosts(fleet: SharedSlots, priority: int) -> None:
     fleet.limit = 1
     fleet.world.planned(['a1'], ['i1', 'i2'])
     fleet.claim()
@@ -259,7 +259,7 @@ def test_same_cell_keeps_its_hosts(fleet: Fleet, priority: int) -> None:
     assert fleet.end('a1') == []
 
 
-def test_cell_over_share_gives_slots(fleet: Fleet) -> None:
+def test_cell_over_share_gives_slots(fleet: SharedSlots) -> None:
     fleet.limit = 6
     fleet.world.planned(_named('a', 9), [f'i{number}' for number in range(3)])
     fleet.claim()
@@ -273,7 +273,7 @@ def test_cell_over_share_gives_slots(fleet: Fleet) -> None:
     assert fleet.shares('a', 'b') == [3, 3]
 
 
-def test_one_slot_more_is_no_reason(fleet: Fleet) -> None:
+def test_one_slot_more_is_no_reason(fleet: SharedSlots) -> None:
     fleet.limit = 3
     fleet.world.planned(_named('a', 4), ['i1', 'i2'])
     fleet.world.planned(_named('b', 4), ['i1', 'i2'], fleet.cell('b'))
@@ -283,7 +283,7 @@ def test_one_slot_more_is_no_reason(fleet: Fleet) -> None:
     assert fleet.end(*fleet.at_work) == []
 
 
-def test_heaviest_cell_gives_slots_first(fleet: Fleet) -> None:
+def test_heaviest_cell_gives_slots_first(fleet: SharedSlots) -> None:
     fleet.limit = 8
     fleet.world.planned(_named('a', 5), ['i1', 'i2'])
     fleet.claim()
@@ -299,7 +299,7 @@ def test_heaviest_cell_gives_slots_first(fleet: Fleet) -> None:
     assert fleet.shares('a', 'b', 'c') == [3, 3, 2]
 
 
-def test_host_stays_for_avoided_cell(fleet: Fleet) -> None:
+def test_host_stays_for_avoided_cell(fleet: SharedSlots) -> None:
     fleet.limit = 2
     fleet.world.planned(['a1', 'a2'], ['i1', 'i2'])
     fleet.claim()
@@ -309,7 +309,7 @@ def test_host_stays_for_avoided_cell(fleet: Fleet) -> None:
     assert fleet.end('a1', 'a2') == []
 
 
-def test_host_stays_for_unready_job(fleet: Fleet) -> None:
+def test_host_stays_for_unready_job(fleet: SharedSlots) -> None:
     fleet.limit = 1
     fleet.world.planned(['a1'], ['i1', 'i2', 'i3'])
     fleet.claim()
@@ -323,7 +323,7 @@ def test_host_stays_for_unready_job(fleet: Fleet) -> None:
     assert fleet.end('a1') == []
 
 
-def test_host_stays_for_host_limit(fleet: Fleet) -> None:
+def test_host_stays_for_host_limit(fleet: SharedSlots) -> None:
     fleet.limit = 2
     fleet.world.planned(['u1', 'u2'], ['i1'], priority=5, options=LIMITED)
     fleet.world.planned(['a1'], ['i1', 'i2'])
@@ -332,7 +332,7 @@ def test_host_stays_for_host_limit(fleet: Fleet) -> None:
     assert fleet.end('a1') == []
 
 
-def test_host_stays_under_lowered_limit(fleet: Fleet) -> None:
+def test_host_stays_under_lowered_limit(fleet: SharedSlots) -> None:
     fleet.limit = 3
     fleet.world.planned(_named('a', 3), ['i1', 'i2'])
     fleet.claim()
@@ -342,7 +342,7 @@ def test_host_stays_under_lowered_limit(fleet: Fleet) -> None:
     assert fleet.end('a000') == []
 
 
-def test_single_probe_frees_single_slot(fleet: Fleet) -> None:
+def test_single_probe_frees_single_slot(fleet: SharedSlots) -> None:
     fleet.limit = 3
     fleet.world.planned(_named('a', 3), ['i1', 'i2'])
     fleet.claim()
@@ -351,7 +351,7 @@ def test_single_probe_frees_single_slot(fleet: Fleet) -> None:
     assert len(fleet.end(*fleet.at_work, most=1)) == 1
 
 
-def test_joined_call_never_given_up(fleet: Fleet) -> None:
+def test_joined_call_never_given_up(fleet: SharedSlots) -> None:
     fleet.limit = 1
     fleet.world.planned(['a1'], ['i1', 'i2'])
     fleet.claim()
@@ -361,7 +361,7 @@ def test_joined_call_never_given_up(fleet: Fleet) -> None:
     assert fleet.end('a1') == []
 
 
-def test_repeated_call_never_given_up(fleet: Fleet) -> None:
+def test_repeated_call_never_given_up(fleet: SharedSlots) -> None:
     fleet.limit = 1
     fleet.world.planned(['a1'], ['i1', 'i2'])
     fleet.claim()
@@ -373,7 +373,18 @@ def test_repeated_call_never_given_up(fleet: Fleet) -> None:
     assert again.job_id == fleet.at_work['a1'].job_id
 
 
-def test_claim_takes_slot_in_same_batch(fleet: Fleet) -> None:
+def test_lost_host_frees_no_slot(fleet: SharedSlots) -> None:
+    fleet.limit = 2
+    fleet.world.planned(['a1', 'a2'], ['i1', 'i2', 'i3'])
+    fleet.claim()
+    fleet.world.expire('a2')
+    assert fleet.world.jobs.take_over('c2')
+    fleet.world.planned(['u1'], ['i1'], priority=5)
+
+    assert fleet.end('a1', 'a2') == ['a1']
+
+
+def test_claim_takes_slot_in_same_batch(fleet: SharedSlots) -> None:
     fleet.limit = 1
     fleet.world.planned(['a1'], ['i1', 'i2'])
     fleet.claim()
@@ -393,7 +404,7 @@ def test_claim_takes_slot_in_same_batch(fleet: Fleet) -> None:
     assert fleet.world.claimed() == 1
 
 
-def test_claims_are_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_are_bounded(fleet: SharedSlots, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_claim, 'MOST_HOSTS', 3)
     fleet.world.planned(_named('a', 8), ['i1'])
     some = fleet.world.jobs.claim_hosts('c1', limit=9, most=9)
@@ -406,13 +417,13 @@ def test_claims_are_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize('seed', SEEDS)
-def test_no_host_starves(fleet: Fleet, seed: int) -> None:
+def test_no_host_starves(fleet: SharedSlots, seed: int) -> None:
     """Random requests and outcomes: the limit holds, and every task is called in the end."""
     chance = random.Random(seed)
     fleet.limit = chance.randint(2, 6)
     cells = [fleet.cell(name) for name in 'bcd'[: chance.randint(1, 3)]]
     hosts = {f'{number}-{host}': cell for number, cell in enumerate(cells) for host in range(5)}
-    asked = []
+    asked: list[model.CacheRequest] = []
     for step in range(60):
         if step % 6 == 0 and len(asked) < 5:
             cell = chance.choice(cells)

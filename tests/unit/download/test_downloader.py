@@ -535,6 +535,9 @@ class SmallSteps:
         self.then: Callable[[], object] = lambda: None
         self._step_bytes = step_bytes
 
+    def allowed_rate(self, control: controls.Control) -> float | None:
+        return None
+
     def read_bytes(self, control: controls.Control) -> int:
         return self._step_bytes
 

@@ -15,6 +15,7 @@ import pytest
 
 from nova_precache import conf as precache_conf, exception, model
 from nova_precache.cache import boot_signal
+from nova_precache.download import stall
 from nova_precache.image import fake, glance as glance_images
 from nova_precache.standalone.glance import GlanceServer
 from nova_precache.transfer_control import Control
@@ -543,12 +544,16 @@ def test_running_driver_adopts_new_limits(
     conf = precache_conf.new([], [])
     conf.set_override('remove_unused_original_minimum_age_seconds', 1800, 'image_cache')
     conf.set_override('max_rate_bytes', 1000, 'image_cache')
+    conf.set_override('min_rate_bytes', 500, 'image_cache')
+    conf.set_override('stall_seconds', 7, 'image_cache')
+    assert made._stall_rule == stall.StallRule(32 * 1024, 60), 'the defaults'
     made.options_changed(conf)
     made.manage_image_cache()
 
     assert not file.exists()
     # A rate this low never allows many bytes at a time.
     assert made._pace.read_bytes(Control()) == 1024
+    assert made._populator._downloader.stall_rule() == stall.StallRule(500, 7)
 
 
 # Kernels and ramdisks
