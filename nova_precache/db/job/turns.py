@@ -76,7 +76,7 @@ def _first_jobs(
             _JOB.next_attempt_at,
             to_come(_JOB).label('bytes'),
             # In this order, jobs are claimed.
-            (_JOB.id - _JOB.priority * _MOST_IDS).label('turn'),
+            (_JOB.id - sa.cast(_JOB.priority, sa.BigInteger()) * _MOST_IDS).label('turn'),
         )
         .where(_JOB.status.in_(statuses), _JOB.ready, job_claim.unclaimed(), *which)
         .order_by(_JOB.priority.desc(), _JOB.id)
