@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import autogenerate
 from alembic.runtime import migration
+from sqlalchemy import orm
 
 from nova_precache import conf as options, exception, model
 from nova_precache.cells import models as cell_models, names
@@ -22,6 +23,7 @@ from nova_precache.db import (
     explanations,
     job_batch,
     jobs,
+    pages,
     pins,
     requests,
     services,
@@ -29,9 +31,9 @@ from nova_precache.db import (
     task_counts,
 )
 from nova_precache.db.engine import models, schema, session
-from nova_precache.db.job import outcome as job_outcome, share
+from nova_precache.db.job import outcome as job_outcome, share, turns
 from nova_precache.db.job.call import Begin
-from tests import counting, sorted_tasks
+from tests import counting, rows_read, sorted_tasks
 from tests.conftest import running_databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
@@ -606,6 +608,31 @@ def test_counters_add_up_in_any_order(database: session.Database) -> None:
     ]
 
 
+def test_request_read_without_its_tasks(database: session.Database) -> None:
+    """Also while the statistics of MariaDB's optimizer do not know the tasks yet."""
+    if database.engine.dialect.name != 'mysql':
+        pytest.skip('it counts the rows that a session reads')
+    world = open_world(database)
+    request = world.planned(_hosts(0, 500), list(IMAGES))
+    world.begun()
+
+    with database.reader() as reader:
+        before = _rows_read(reader)
+        totals = task_counts.load(reader, [request.id])[request.id]
+        rows_read = _rows_read(reader) - before
+
+    assert {status: total.tasks for status, total in totals.items()} == {
+        'downloading': 1,
+        'queued': 1499,
+    }
+    assert rows_read < 100
+
+
+def _rows_read(reader: orm.Session) -> int:
+    rows = reader.execute(sa.text("SHOW SESSION STATUS LIKE 'Handler_read%'")).all()
+    return sum(int(value) for _, value in rows)
+
+
 def _submit(database: session.Database, **members: Sequence[Any]) -> None:
     batch = job_batch.Batch(**members)
     database.write(lambda writer: job_batch.execute_batch(writer, batch))
@@ -648,3 +675,53 @@ def test_waits_explained(database: session.Database) -> None:
     assert shown.rate_bytes == 0
     assert str(shown.reason).startswith('h1: no sign of the compute for ')
     assert str(reasons()[1]).startswith('no sign of the compute for ')
+
+
+def _fill(world: World, hosts: int) -> list[model.CacheRequest]:
+    """Plan three requests, of which the first ones have many tasks on other hosts."""
+    options = model.RequestOptions(canary=1, max_parallel_hosts=1)
+    found = []
+    for prefix, chosen in (('a', None), ('b', options), ('c', None)):
+        on = [f'{prefix}{number}' for number in range(hosts)]
+        more = {} if chosen is None else {'options': chosen}
+        found.append(world.planned(on, list(SHARED), **more))
+        for host in (*on[:2], on[-1]):
+            world.living(host)
+    world.hears(for_seconds=3600)
+    tables = ('cache_requests', 'cache_tasks', 'jobs', 'agents', 'claims')
+    mysql = world.database.engine.dialect.name != 'postgresql'
+    with world.database.engine.connect() as connection:
+        for table in tables:
+            connection.exec_driver_sql(f'ANALYZE {"TABLE " if mysql else ""}{table}')
+        connection.commit()
+    return found
+
+
+def test_pages_read_few_rows(database: session.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('Its plans are tested without a server')
+    monkeypatch.setattr(turns, 'MOST_JOBS', 20)
+    world = open_world(database)
+    first, guarded, last = _fill(world, hosts=800)
+    world.begun()
+    explained = explanations.Explanations(
+        database,
+        explanations.Rules(15, 30, 15, precache_concurrency=lambda: 1),
+        names.CellNames(world.inventory).cells,
+        world.agents.why_down,
+    )
+    newest = [model.SortKey('id', is_descending=True)]
+
+    for request in (first, guarded, last):
+        for status in (None, 'queued', 'error'):
+            for sort in ([], newest):
+                chosen = requests.TaskFilter(request.id, status=status)
+                with rows_read.counted(database) as page:
+                    explained.tasks(world.requests.list_tasks(chosen, pages.Page(sort, 20)))
+                assert page.rows < 1000, (status, sort, max(page.each))
+        with rows_read.counted(database) as one:
+            (shown,) = explained.requests([world.requests.get(request.id)])
+        assert one.rows < 300, max(one.each)
+    assert shown.reason == (
+        'c0: waits for a slot: 1 of 1 hosts are at work, more than 10 hosts before it'
+    )

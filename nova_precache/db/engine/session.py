@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import itertools
 import logging
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ _PASSING = (db_exception.DBDeadlock, db_exception.DBConnectionError)
 CHUNK_KEYS = 500
 _CONNECTION = 'connection'
 _LAST = 'last'
+_SESSION = 'session'
 _WRITING = 'writes'
 _WRITES = {_WRITING: True}
 _MYSQLS = frozenset({'mysql', 'mariadb'})
@@ -128,6 +130,7 @@ class Database:
             _see_what_others_commit(engine)
         engine.dispose()  # of connections that were opened without these settings
         self._sessions = orm.sessionmaker(engine, expire_on_commit=False)
+        self._shared = threading.local()
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -142,10 +145,24 @@ class Database:
 
         :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
         """
+        shared: orm.Session | None = getattr(self._shared, _SESSION, None)
+        if shared is not None:
+            yield shared
+            return
         with self._translated(), self._sessions() as session:
             if self.engine.dialect.name in _MYSQLS:
                 session.connection().exec_driver_sql(_ONE_STATE)
             yield session
+
+    @contextlib.contextmanager
+    def one_snapshot(self) -> Iterator[None]:
+        """Let the readers of this thread within share a transaction, so that they see one state."""
+        with self.reader() as session:
+            setattr(self._shared, _SESSION, session)
+            try:
+                yield
+            finally:
+                delattr(self._shared, _SESSION)
 
     def write(self, work: Callable[[orm.Session], T], *, may_reword: bool = True) -> T:
         """Run ``work`` in a transaction of its own and commit it.

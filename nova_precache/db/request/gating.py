@@ -59,7 +59,7 @@ def canary_hosts(session: orm.Session, request: models.CacheRequest) -> Sequence
 
 
 def select_canary(request_id: str, canary: int, images: int) -> sa.Select[str]:
-    """Select the same hosts; reads no more tasks than so many hosts can have.
+    """Select the same hosts; read at most as many tasks as these hosts can have.
 
     :param canary: number of hosts
     :param images: number of images of the request
