@@ -180,6 +180,7 @@ def _reads(found: Reads) -> Iterable[Finding]:
         yield Finding(f'{found.tasks:,} tasks: {each.what}, p50', each.p50_ms, 'ms', target)
     what = f'{found.tasks:,} tasks: {found.watched.watchers:,} clients that wait'
     yield Finding(what, found.watched.cores, 'cores', WATCHED_TARGET_CORES)
+    yield Finding(f'{what}: failed reads', found.watched.failed_share * 100, '%', 0)
 
 
 def _first_calls(found: Iterable[Claims]) -> Iterable[Finding]:

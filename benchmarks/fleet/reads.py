@@ -49,6 +49,7 @@ READS, _READ_SECONDS = 200, 10.0
 _FIRST_READS = 5
 _PROGRESS_SECONDS = 1.0
 _RATE_BYTES = 10 * 1024**2
+_LARGE_BYTES = 2**40  # does not end while it is read
 _API_THREADS = 16
 _STOP_SECONDS = 60.0
 _NOT_MODIFIED, _FAILED = 304, 500
@@ -173,7 +174,8 @@ def measure(
 
 
 def _begin(case: Case, world: site.World, computes: 'DownloadingComputes') -> str:
-    request = world.ask(world.new_request(case.images, world.site.fleet))
+    new = world.new_request(case.images, world.site.fleet, image_bytes=_LARGE_BYTES)
+    request = world.ask(new)
     poll = site.StatusPoll(world.parts.database, request.id)
     poll.until(lambda status: status == model.RequestStatus.RUNNING)
     poll.close()
@@ -197,7 +199,7 @@ class DownloadingComputes(SimulatedComputes):
             number += 1
             done = int(number * _PROGRESS_SECONDS * _RATE_BYTES)
             progress = model.Progress(
-                model.TaskStatus.DOWNLOADING, done, 10**12, rate_bytes=_RATE_BYTES
+                model.TaskStatus.DOWNLOADING, done, _LARGE_BYTES, rate_bytes=_RATE_BYTES
             )
             report = jobs.ProgressReport(call.job_id, call.epoch, number, progress)
             self._reports.add_progress(report)

@@ -77,9 +77,10 @@ class World:
         aggregate: model.Aggregate | None = None,
         hosts: Sequence[str] | None = None,
         priority: int = 0,
+        image_bytes: int = IMAGE_BYTES,
     ) -> requests.NewRequest:
         """Make a request for new images, by an aggregate or by named hosts."""
-        ids = tuple(self.images.add(b'', size=IMAGE_BYTES).id for _ in range(images))
+        ids = tuple(self.images.add(b'', size=image_bytes).id for _ in range(images))
         named = None if hosts is None else tuple(hosts)
         return requests.NewRequest(
             aggregate=aggregate, hosts=named, images=ids, is_admin=True, priority=priority

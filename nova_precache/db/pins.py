@@ -309,7 +309,8 @@ class Pins:
         found: set[tuple[str, str]] = set()
         with self._database.reader() as session:
             for its_hosts, images in session.execute(unplanned):
-                found.update(itertools.product(its_hosts or (), images))
+                asked = [each for each in its_hosts or () if hosts is None or each in hosts]
+                found.update(itertools.product(asked, images))
             for query in _among(planned, task.host, hosts):
                 found.update((host, image_id) for host, image_id in session.execute(query))
         return frozenset(found)

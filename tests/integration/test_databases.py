@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import autogenerate
 from alembic.runtime import migration
+from sqlalchemy import orm
 
 from nova_precache import conf as options, exception, model
 from nova_precache.cells import models as cell_models, names
@@ -23,6 +24,7 @@ from nova_precache.db import (
     job_batch,
     jobs,
     pages,
+    pins,
     requests,
     services,
     statistics,
@@ -144,6 +146,34 @@ def test_next_jobs_found_by_index(database: session.Database) -> None:
             plan = str(connection.exec_driver_sql(f'{explain} {text}').all()).lower()
             assert 'jobs_share_idx' in plan
             assert not [sign for sign in ('sort', 'temp b-tree', "jobs_due_idx'") if sign in plan]
+
+
+def test_unfinished_hosts_of_pins_counted(database: session.Database) -> None:
+    world, store = open_world(database), pins.Pins(database)
+    made, other = (
+        store.create(pins.NewPin(model.Aggregate(7, 'uuid-7', 'edge'), ('i1',))) for _ in range(2)
+    )
+    first = world.planned([f'h{number}' for number in range(4)], IMAGES, pin_id=made.id)
+    done, stuck = world.begun(), world.begun()
+    world.jobs.finish(done.job_id, done.epoch, CACHED)
+    slow = model.ImageOutcome(model.TaskStatus.ERROR, 'slow', model.Retry.LATER)
+    for image in IMAGES:
+        assigned = stuck if image == 'i1' else world.assign('c1', stuck.host)
+        assert assigned is not None
+        world.jobs.retry(assigned.job_id, assigned.epoch, slow, 600)
+    paused = world.planned(['h9'], ['i1'], pin_id=other.id)
+    world.steering.pause(paused.id)
+    new = requests.NewRequest(hosts=('h5', 'h6'), images=('i1',), pin_id=made.id)
+    world.requests.accept(new)
+
+    assert store.load() == pins.PinLoad({made.id: 5}, frozenset({other.id}))
+    in_flight = {(f'h{number}', image) for number in range(4) for image in IMAGES}
+    left = in_flight - {(done.host, done.image_id)} | {('h5', 'i1'), ('h6', 'i1')}
+    assert store.in_flight(made.id) == left
+    assert store.in_flight(made.id, ['h5', 'h9']) == {('h5', 'i1')}
+    assert store.asked(made.id, 1).unfinished.keys() > {first.id}
+    assert store.tried(made.id, 600, [done.host, 'h9']).keys() == {(done.host, done.image_id)}
+    assert store.tried(made.id, 600, ['h9']) == {}
 
 
 def test_services_stop_and_replace(database: session.Database) -> None:
@@ -576,6 +606,31 @@ def test_counters_add_up_in_any_order(database: session.Database) -> None:
         {'cached': TURNS, 'downloading': TURNS, 'skipped': 1},
         {'cached': TURNS, 'downloading': TURNS},
     ]
+
+
+def test_request_read_without_its_tasks(database: session.Database) -> None:
+    """Also while the statistics of MariaDB's optimizer do not know the tasks yet."""
+    if database.engine.dialect.name != 'mysql':
+        pytest.skip('it counts the rows that a session reads')
+    world = open_world(database)
+    request = world.planned(_hosts(0, 500), list(IMAGES))
+    world.begun()
+
+    with database.reader() as reader:
+        before = _rows_read(reader)
+        totals = task_counts.load(reader, [request.id])[request.id]
+        rows_read = _rows_read(reader) - before
+
+    assert {status: total.tasks for status, total in totals.items()} == {
+        'downloading': 1,
+        'queued': 1499,
+    }
+    assert rows_read < 100
+
+
+def _rows_read(reader: orm.Session) -> int:
+    rows = reader.execute(sa.text("SHOW SESSION STATUS LIKE 'Handler_read%'")).all()
+    return sum(int(value) for _, value in rows)
 
 
 def _submit(database: session.Database, **members: Sequence[Any]) -> None:

@@ -135,6 +135,15 @@ def test_slow_reads_are_reported() -> None:
     ]
 
 
+def test_failed_reads_are_reported() -> None:
+    fast = _reads(5.0, 10.0, 0.1)
+    found = dataclasses.replace(fast, watched=dataclasses.replace(fast.watched, failed_share=0.01))
+
+    assert [each.what for each in findings.targets(looked=[found]) if not each.is_met] == [
+        '100,000 tasks: 200 clients that wait: failed reads'
+    ]
+
+
 def test_quadratic_claims_are_reported() -> None:
     small = claims.Claims('sqlite', 1000, 0.3, 2.0, 0.3, 1.5)
     large = claims.Claims('sqlite', 10_000, 1.1, 31.0, 1.1, 15.0)
