@@ -672,7 +672,7 @@ def _fill(world: World, hosts: int) -> list[model.CacheRequest]:
     found = []
     for prefix, chosen in (('a', None), ('b', options), ('c', None)):
         on = [f'{prefix}{number}' for number in range(hosts)]
-        more = {} if chosen is None else {'options': chosen}
+        more: dict[str, Any] = {} if chosen is None else {'options': chosen}
         found.append(world.planned(on, list(SHARED), **more))
         for host in (*on[:2], on[-1]):
             world.living(host)
@@ -710,7 +710,7 @@ def test_pages_read_few_rows(database: session.Database, monkeypatch: pytest.Mon
                 assert page.rows < 1000, (status, sort, max(page.each))
         with rows_read.counted(database) as one:
             (shown,) = explained.requests([world.requests.get(request.id)])
-        assert one.rows < 300, max(one.each)
+        assert one.rows < 1000, max(one.each)
     assert shown.reason == (
         'c0: waits for a slot: 1 of 1 hosts are at work, more than 10 hosts before it'
     )
