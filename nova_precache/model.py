@@ -211,9 +211,10 @@ class ImageOutcome:
     @property
     def line(self) -> str:
         """The outcome for a log: the status, bytes, seconds and rate, and the reason."""
-        text = f'{self.status}, {self.bytes_done} bytes'
+        moved_bytes = self.bytes_done if self.gained_bytes is None else self.gained_bytes
+        text = f'{self.status}, {moved_bytes} bytes'
         if self.seconds is not None:
-            rate_bytes = int(self.bytes_done / max(self.seconds, 0.001))
+            rate_bytes = int(moved_bytes / max(self.seconds, 0.001))
             text += f' in {self.seconds:.1f} s ({rate_bytes} bytes/s)'
         return f'{text}: {self.reason}' if self.reason else text
 

@@ -59,6 +59,8 @@ def section(
     reasons = dict(openapi.reasons(operation)) | (dict(chosen.errors) if chosen else {})
     if microversion.api_for_path(path) is microversion.ROOT:
         del reasons[406]
+    if method == 'GET' and microversion.api_for_path(path) is microversion.PRECACHE:
+        reasons[http.HTTPStatus.NOT_MODIFIED] = openapi.NOT_MODIFIED
     yield from _table('15 85', ('Status', 'Reason'), _statuses(operation.status, reasons))
     body = operation.body if chosen is None else chosen.body
     asked = [

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arguments and the result of a handler: no WSGI, no globals."""
 
+import contextlib
 import dataclasses
 import datetime
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -171,6 +172,7 @@ class Services:
     :param images_for: returns the image service with the caller's token
     :param wake: wakes the conductors; may fail
     :param count_hosts: counts the hosts of each cell by status
+    :param snapshot: lets the stores read one state of the database, in one transaction
     :param why_unsupported: returns why no compute may be called at all, None if they may
     :param remove: removes an image, by its id, from the cache of a host, as
         ``conductor.rpcapi.ConductorAPI.remove_image``
@@ -193,6 +195,7 @@ class Services:
     why_unsupported: Callable[[], str | None]
     remove: Callable[[request_context.RequestContext, str, str], model.ImageRemoval]
     enforcer: policy.Enforcer
+    snapshot: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,8 @@ REPAIR_WAIT_SECONDS = 600.0
 HOSTS_AT_ONCE = 1000
 # One uses the slot, and one waits for it: the slot stays in use until the next top-up.
 HOSTS_PER_SLOT = 2
+# A round takes long with many pins on a large fleet; meanwhile pins are topped up this often.
+TOP_UP_SECONDS = 1.0
 
 _MOST_DOUBLINGS = 20
 
@@ -232,6 +234,7 @@ class Reconciler:
         self._wake = wake
         self._clock = clock
         self._next_round: float | None = None
+        self._topped_up_at = clock()
         self._checked: set[str] = set()  # since the last round began
         self._backlogs: dict[str, _Backlog] = {}
 
@@ -246,8 +249,7 @@ class Reconciler:
         for pin_id in ended:
             if pin_id not in self._checked:
                 self._check_if_free(pin_id, 0)
-        if self._backlogs:
-            self._top_up()
+        self._top_up()
 
     def seconds_to_wait(self, poll_seconds: float) -> float:
         """Return the seconds until the next run, if no work of a pin ends before."""
@@ -266,6 +268,8 @@ class Reconciler:
         }
         self._checked.clear()
         for pin_id in self._pins.due(due_seconds):
+            if self._clock() >= self._topped_up_at + TOP_UP_SECONDS:
+                self._top_up()
             self._check_if_free(pin_id, due_seconds)
 
     def _check_if_free(self, pin_id: str, due_seconds: float) -> None:
@@ -356,23 +360,28 @@ class Reconciler:
 
     def _top_up(self) -> None:
         """Request the next hosts of the backlogs; the pin that was topped up last comes last."""
+        self._topped_up_at = self._clock()
+        if not self._backlogs:
+            return
         load = self._pins.load()
         outstanding = collections.Counter(load.hosts)
         filling = [pin_id for pin_id in self._backlogs if pin_id not in load.paused]
         for pin_id in filling:
-            most = room(pin_id, outstanding, filling, self.rules.slots)
-            if most:
+            if room(pin_id, outstanding, filling, self.rules.slots):
                 backlog = self._backlogs.pop(pin_id)
                 with context.bind_request_id(backlog.pin.request_id):
-                    self._try_to_fill(backlog, most, outstanding)
+                    self._try_to_fill(backlog, filling, outstanding)
 
     def _try_to_fill(
-        self, backlog: _Backlog, most: int, outstanding: collections.Counter[str]
+        self,
+        backlog: _Backlog,
+        filling: Collection[str],
+        outstanding: collections.Counter[str],
     ) -> None:
         """Request hosts of a backlog, and count them; after a failure the next check goes on."""
         pin = backlog.pin
         try:
-            for batch in self._fill(backlog, most):
+            for batch in self._fill(backlog, filling):
                 outstanding[pin.id] += len(batch.hosts)
         except exception.PrecacheError as exc:
             reason = str(exc)
@@ -385,34 +394,32 @@ class Reconciler:
             if backlog.hosts:
                 self._backlogs[pin.id] = backlog
 
-    def _fill(self, backlog: _Backlog, most: int) -> Iterator[Batch]:
+    def _fill(self, backlog: _Backlog, filling: Collection[str]) -> Iterator[Batch]:
         """Request images for the next hosts that still need them; yield each request's batch."""
         pin = backlog.pin
         checked = image_access.check_all(self._images, pin.images, pin.project_id, pin.is_admin)
         images = [each.image for each in checked.values() if each.image is not None]
-        requested = 0
-        while requested < most and backlog.hosts:
+        while backlog.hosts:
             read = self._pins.read(pin.id)
             if read is None or _is_over(read) or not images:
                 backlog.hosts.clear()  # the next round ends the pin
                 return
-            # Before the batch is chosen: a request of this pin that is made meanwhile, by
-            # another conductor, has this key, and is returned instead of a duplicate.
+            # Before all that the choice depends on: a request of this pin that another conductor
+            # makes meanwhile has this key, and is returned instead of a further one.
             asked = self._pins.asked(pin.id, backlog.last_number)
-            key = f'pin {pin.id} after {asked.last_number}'
-            batch = self._next_batch(read, backlog, images, most - requested)
+            most = room(pin.id, self._pins.load().hosts, filling, self.rules.slots)
+            batch = self._next_batch(read, backlog, images, most)
             if batch is None:
                 return
-            if not self._request(backlog, batch, key):
+            if not self._request(backlog, batch, f'pin {pin.id} after {asked.last_number}'):
                 backlog.put_back(batch.hosts)
                 return
-            requested += len(batch.hosts)
             yield batch
 
     def _next_batch(
         self, read: pins.PinAt, backlog: _Backlog, images: Sequence[model.Image], most: int
     ) -> Batch | None:
-        """Take the next hosts that need the same images; None if no host needs any."""
+        """Take the next hosts that need the same images; None without room or need."""
         portion = most
         while some := backlog.take(portion):
             unreached = self._unreached(some)

@@ -42,6 +42,11 @@ class Heard:
         return self.is_heard(now) and now - self.since > down
 
 
+_OF_CELLS = sa.select(models.Hearing.cell_uuid, models.Hearing.since, models.Hearing.until).where(
+    models.Hearing.cell_uuid != SERVICES
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class AllHeard:
     """When each cell with a record could be heard, and the database's time of the query."""
@@ -111,9 +116,7 @@ def of_cells(session: orm.Session, cell_uuids: Collection[str]) -> Mapping[str, 
 
 def every(session: orm.Session) -> Mapping[str, Heard]:
     """Map all cells with a row to when they could be heard."""
-    row = models.Hearing
-    query = sa.select(row.cell_uuid, row.since, row.until).where(row.cell_uuid != SERVICES)
-    return {uuid: Heard(since, until) for uuid, since, until in session.execute(query)}
+    return {uuid: Heard(since, until) for uuid, since, until in db_session.run(session, _OF_CELLS)}
 
 
 def anywhere(session: orm.Session, now: datetime.datetime) -> Heard | None:

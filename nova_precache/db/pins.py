@@ -284,13 +284,14 @@ class Pins:
         """
         hosts: collections.Counter[str] = collections.Counter()
         with self._database.reader() as session:
-            for unplanned in session.execute(_UNPLANNED):
-                hosts[unplanned.pin_id] += len(unplanned.hosts or ())
+            unplanned = session.execute(_UNPLANNED).all()
             planned = session.execute(_PLANNED_LOAD).all()
+        paused = {row.pin_id for row in (*unplanned, *planned) if row.paused}
+        for row in unplanned:
+            hosts[row.pin_id] += 0 if row.paused else len(row.hosts or ())
         for row in planned:
             hosts[row.pin_id] += row.hosts
-        paused = frozenset(row.pin_id for row in planned if row.paused)
-        return PinLoad({pin_id: count for pin_id, count in hosts.items() if count}, paused)
+        return PinLoad({pin: count for pin, count in hosts.items() if count}, frozenset(paused))
 
     def in_flight(
         self, pin_id: str, hosts: Collection[str] | None = None
@@ -309,7 +310,8 @@ class Pins:
         found: set[tuple[str, str]] = set()
         with self._database.reader() as session:
             for its_hosts, images in session.execute(unplanned):
-                found.update(itertools.product(its_hosts or (), images))
+                asked = [each for each in its_hosts or () if hosts is None or each in hosts]
+                found.update(itertools.product(asked, images))
             for query in _among(planned, task.host, hosts):
                 found.update((host, image_id) for host, image_id in session.execute(query))
         return frozenset(found)
@@ -345,7 +347,8 @@ class Pins:
 
 _REQUEST, _TASK = models.CacheRequest, models.Task
 _IS_ACTIVE = _REQUEST.status.in_(model.REQUEST_ACTIVE)
-_UNPLANNED = sa.select(_REQUEST.pin_id, _REQUEST.hosts).where(
+_PAUSED = sa.case((_REQUEST.status == model.RequestStatus.PAUSED, 1), else_=0)
+_UNPLANNED = sa.select(_REQUEST.pin_id, _REQUEST.hosts, _PAUSED.label('paused')).where(
     _REQUEST.pin_id.is_not(None), _IS_ACTIVE, _REQUEST.planned_at.is_(None)
 )
 _IS_DUE = sa.or_(
@@ -356,9 +359,7 @@ _PLANNED_LOAD = (
     sa.select(
         _REQUEST.pin_id,
         sa.func.count(sa.distinct(sa.case((_NEEDS_SLOT, _TASK.host)))).label('hosts'),
-        sa.func.max(sa.case((_REQUEST.status == model.RequestStatus.PAUSED, 1), else_=0)).label(
-            'paused'
-        ),
+        sa.func.max(_PAUSED).label('paused'),
     )
     .join(_TASK, _TASK.request_id == _REQUEST.id)
     .where(_REQUEST.pin_id.is_not(None), _IS_ACTIVE)

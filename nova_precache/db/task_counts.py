@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -83,8 +83,12 @@ def totals(which: Any) -> sa.CompoundSelect[*tuple[Any, ...]]:
 
     :param which: the ids of the requests, as the right side of IN
     """
-    working = _SUMS.where(_TASK.request_id.in_(which), _TASK.status.in_(model.TASK_WORKING))
-    return _COUNTERS.where(_COUNT.request_id.in_(which)).union_all(working)
+    # Each status by itself: with IN, MariaDB may read all tasks of one request.
+    working = (
+        _SUMS.where(_TASK.request_id.in_(which), _TASK.status == str(status))
+        for status in sorted(model.TASK_WORKING)
+    )
+    return _COUNTERS.where(_COUNT.request_id.in_(which)).union_all(*working)
 
 
 _REQUESTS: sa.BindParameter[Any] = sa.bindparam('requests', expanding=True)
@@ -150,9 +154,17 @@ def make(session: orm.Session, request_id: str, statuses: Collection[str] = COUN
         session.execute(sa.insert(row), new)
 
 
+def note_planned(session: orm.Session, rows: Iterable[model.Json]) -> None:
+    """Note tasks that are about to be written with these values."""
+    for row in rows:
+        bytes_done = row['bytes_done']
+        values = (1, bytes_done, max(bytes_done, row['bytes_total'] or 0))
+        _note(session, row['request_id'], row['status'], 1, values)
+
+
 @contextlib.contextmanager
 def changing(session: orm.Session, which: sa.ColumnElement[bool]) -> Iterator[None]:
-    """Note how the block changes the chosen tasks.
+    """Note how the block changes the chosen tasks: of one job, or all of one request.
 
     :param which: chooses the same tasks before and after; the block changes them in no way that
         is noted by itself

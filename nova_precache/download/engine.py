@@ -294,7 +294,7 @@ class _Download:
             self._watch.forget()
             return
         rate_bytes = self._watch.slow_rate()
-        if rate_bytes is None:
+        if rate_bytes is None or self.check.is_complete:
             return
         rule, gained_bytes = self.by.stall_rule(), self._gained_bytes()
         why = (

@@ -260,8 +260,8 @@ def _eta(in_flight: Sequence[Json], rate_bytes: int) -> float | None:
     A host that waits for its turn has them when its last task has.
     """
     if all(task['status'] in model.TASK_WAITING for task in in_flight):
-        expected = [task.get('eta_seconds') for task in in_flight]
-        return None if not expected or None in expected else max(map(float, expected))
+        expected = [task['eta_seconds'] for task in in_flight if task.get('eta_seconds')]
+        return max(expected) if expected and len(expected) == len(in_flight) else None
     if not rate_bytes or any(task['bytes_total'] is None for task in in_flight):
         return None
     left = sum(max(0, int(task['bytes_total'] - task['bytes_done'])) for task in in_flight)

@@ -39,6 +39,7 @@ def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.A
         why_unsupported=_why_unsupported(conf, transport),
         remove=stock.refuse_removal if common.is_stock(conf) else conductor.remove_image,
         enforcer=policy.Enforcer(conf),
+        snapshot=database.one_snapshot,
     )
     return app.build(conf, services)
 

@@ -22,14 +22,17 @@ from nova_precache.db import (
     explanations,
     job_batch,
     jobs,
+    pages,
+    pins,
+    requests,
     services,
     statistics,
     task_counts,
 )
 from nova_precache.db.engine import models, schema, session
-from nova_precache.db.job import outcome as job_outcome, share
+from nova_precache.db.job import outcome as job_outcome, share, turns
 from nova_precache.db.job.call import Begin
-from tests import counting, sorted_tasks
+from tests import counting, rows_read, sorted_tasks
 from tests.conftest import running_databases
 from tests.integration import conducting
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
@@ -142,6 +145,34 @@ def test_next_jobs_found_by_index(database: session.Database) -> None:
             plan = str(connection.exec_driver_sql(f'{explain} {text}').all()).lower()
             assert 'jobs_share_idx' in plan
             assert not [sign for sign in ('sort', 'temp b-tree', "jobs_due_idx'") if sign in plan]
+
+
+def test_unfinished_hosts_of_pins_counted(database: session.Database) -> None:
+    world, store = open_world(database), pins.Pins(database)
+    made, other = (
+        store.create(pins.NewPin(model.Aggregate(7, 'uuid-7', 'edge'), ('i1',))) for _ in range(2)
+    )
+    first = world.planned([f'h{number}' for number in range(4)], IMAGES, pin_id=made.id)
+    done, stuck = world.begun(), world.begun()
+    world.jobs.finish(done.job_id, done.epoch, CACHED)
+    slow = model.ImageOutcome(model.TaskStatus.ERROR, 'slow', model.Retry.LATER)
+    for image in IMAGES:
+        assigned = stuck if image == 'i1' else world.assign('c1', stuck.host)
+        assert assigned is not None
+        world.jobs.retry(assigned.job_id, assigned.epoch, slow, 600)
+    paused = world.planned(['h9'], ['i1'], pin_id=other.id)
+    world.steering.pause(paused.id)
+    new = requests.NewRequest(hosts=('h5', 'h6'), images=('i1',), pin_id=made.id)
+    world.requests.accept(new)
+
+    assert store.load() == pins.PinLoad({made.id: 5}, frozenset({other.id}))
+    in_flight = {(f'h{number}', image) for number in range(4) for image in IMAGES}
+    left = in_flight - {(done.host, done.image_id)} | {('h5', 'i1'), ('h6', 'i1')}
+    assert store.in_flight(made.id) == left
+    assert store.in_flight(made.id, ['h5', 'h9']) == {('h5', 'i1')}
+    assert store.asked(made.id, 1).unfinished.keys() > {first.id}
+    assert store.tried(made.id, 600, [done.host, 'h9']).keys() == {(done.host, done.image_id)}
+    assert store.tried(made.id, 600, ['h9']) == {}
 
 
 def test_services_stop_and_replace(database: session.Database) -> None:
@@ -576,6 +607,21 @@ def test_counters_add_up_in_any_order(database: session.Database) -> None:
     ]
 
 
+def test_request_read_without_its_tasks(database: session.Database) -> None:
+    """Also while the statistics of the server do not know the tasks yet."""
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('the unit test looks at its plan')
+    world = open_world(database)
+    request = world.planned(_hosts(0, 500), list(IMAGES))
+    world.begun()
+
+    with rows_read.counted(database) as read:
+        shown = world.requests.get(request.id)
+
+    assert shown.counts == {'downloading': 1, 'queued': 1499}
+    assert read.rows < 100
+
+
 def _submit(database: session.Database, **members: Sequence[Any]) -> None:
     batch = job_batch.Batch(**members)
     database.write(lambda writer: job_batch.execute_batch(writer, batch))
@@ -618,3 +664,53 @@ def test_waits_explained(database: session.Database) -> None:
     assert shown.rate_bytes == 0
     assert str(shown.reason).startswith('h1: no sign of the compute for ')
     assert str(reasons()[1]).startswith('no sign of the compute for ')
+
+
+def _fill(world: World, hosts: int) -> list[model.CacheRequest]:
+    """Plan three requests, of which the first ones have many tasks on other hosts."""
+    options = model.RequestOptions(canary=1, max_parallel_hosts=1)
+    found = []
+    for prefix, chosen in (('a', None), ('b', options), ('c', None)):
+        on = [f'{prefix}{number}' for number in range(hosts)]
+        more: dict[str, Any] = {} if chosen is None else {'options': chosen}
+        found.append(world.planned(on, list(SHARED), **more))
+        for host in (*on[:2], on[-1]):
+            world.living(host)
+    world.hears(for_seconds=3600)
+    tables = ('cache_requests', 'cache_tasks', 'jobs', 'agents', 'claims')
+    mysql = world.database.engine.dialect.name != 'postgresql'
+    with world.database.engine.connect() as connection:
+        for table in tables:
+            connection.exec_driver_sql(f'ANALYZE {"TABLE " if mysql else ""}{table}')
+        connection.commit()
+    return found
+
+
+def test_pages_read_few_rows(database: session.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('Its plans are tested without a server')
+    monkeypatch.setattr(turns, 'MOST_JOBS', 20)
+    world = open_world(database)
+    first, guarded, last = _fill(world, hosts=800)
+    world.begun()
+    explained = explanations.Explanations(
+        database,
+        explanations.Rules(15, 30, 15, precache_concurrency=lambda: 1),
+        names.CellNames(world.inventory).cells,
+        world.agents.why_down,
+    )
+    newest = [model.SortKey('id', is_descending=True)]
+
+    for request in (first, guarded, last):
+        for status in (None, 'queued', 'error'):
+            for sort in ([], newest):
+                chosen = requests.TaskFilter(request.id, status=status)
+                with rows_read.counted(database) as page:
+                    explained.tasks(world.requests.list_tasks(chosen, pages.Page(sort, 20)))
+                assert page.rows < 1000, (status, sort, max(page.each))
+        with rows_read.counted(database) as one:
+            (shown,) = explained.requests([world.requests.get(request.id)])
+        assert one.rows < 1000, max(one.each)
+    assert shown.reason == (
+        'c0: waits for a slot: 1 of 1 hosts are at work, more than 10 hosts before it'
+    )

@@ -58,13 +58,16 @@ def index(req: Request) -> Reply:
     """List requests, the newest first unless the query says otherwise."""
     page = paging.read(req, schemas.INDEX, schemas.SORT_KEYS, _default_sort(req))
     project_id = visibility.project(req, policies.LIST)
-    found = req.services.requests.list(_filter(req, project_id), page=page)
+    chosen = _filter(req, project_id)
+    with req.services.snapshot():
+        found = req.services.requests.list(chosen, page=page)
+        explained = req.services.explanations.requests(found)
     return Reply(
         body=paging.page(
             req,
             PATH,
             'requests',
-            req.services.explanations.requests(found),
+            explained,
             serializers.request_to_json,
             lambda request: request.id,
         )
@@ -73,8 +76,9 @@ def index(req: Request) -> Reply:
 
 def show(req: Request) -> Reply:
     project_id = visibility.authorize(req, policies.SHOW)
-    request = req.services.requests.get(_id(req), project_id)
-    return Reply(body={'request': _shown(req, request)})
+    with req.services.snapshot():
+        request = req.services.requests.get(_id(req), project_id)
+        return Reply(body={'request': _shown(req, request)})
 
 
 def tasks(req: Request) -> Reply:
@@ -106,14 +110,16 @@ def _tasks(
     )
     marker = None if page.marker is None else int(page.marker)
     page = dataclasses.replace(page, marker=marker)
-    found = req.services.requests.list_tasks(chosen, page, of_known=of_known)
     cells = req.services.cell_names.load()
+    with req.services.snapshot():
+        found = req.services.requests.list_tasks(chosen, page, of_known=of_known)
+        explained = req.services.explanations.tasks(found)
     return Reply(
         body=paging.page(
             req,
             path,
             'tasks',
-            req.services.explanations.tasks(found),
+            explained,
             lambda task: serializers.task_to_json(task, cells),
             lambda task: task.id,
         )

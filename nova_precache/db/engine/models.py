@@ -141,9 +141,17 @@ class Job(Base):
     finished_at: Mapped[datetime.datetime | None]
 
 
-# In claim order, so that the next job is found without a scan: of all, and of each cell.
+# In claim order, so that the next job is found without a scan: of all, and of each cell, where
+# jobs that are not due are passed over in the index.
 sa.Index('jobs_due_idx', Job.status, Job.ready, Job.priority.desc(), Job.id)
-sa.Index('jobs_share_idx', Job.ready, Job.cell_uuid, Job.priority.desc(), Job.id)
+sa.Index(
+    'jobs_share_idx',
+    Job.ready,
+    Job.cell_uuid,
+    Job.priority.desc(),
+    Job.id,
+    Job.next_attempt_at,
+)
 
 
 class Task(Base):

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import itertools
 import logging
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ _PASSING = (db_exception.DBDeadlock, db_exception.DBConnectionError)
 CHUNK_KEYS = 500
 _CONNECTION = 'connection'
 _LAST = 'last'
+_SESSION = 'session'
 _WRITING = 'writes'
 _WRITES = {_WRITING: True}
 _MYSQLS = frozenset({'mysql', 'mariadb'})
@@ -128,6 +130,7 @@ class Database:
             _see_what_others_commit(engine)
         engine.dispose()  # of connections that were opened without these settings
         self._sessions = orm.sessionmaker(engine, expire_on_commit=False)
+        self._shared = threading.local()
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -142,10 +145,24 @@ class Database:
 
         :raises nova_precache.exception.DatabaseUnavailable: it cannot be reached or serve now
         """
+        shared: orm.Session | None = getattr(self._shared, _SESSION, None)
+        if shared is not None:
+            yield shared
+            return
         with self._translated(), self._sessions() as session:
             if self.engine.dialect.name in _MYSQLS:
                 session.connection().exec_driver_sql(_ONE_STATE)
             yield session
+
+    @contextlib.contextmanager
+    def one_snapshot(self) -> Iterator[None]:
+        """Let the readers of this thread within share a transaction, so that they see one state."""
+        with self.reader() as session:
+            setattr(self._shared, _SESSION, session)
+            try:
+                yield
+            finally:
+                delattr(self._shared, _SESSION)
 
     def write(self, work: Callable[[orm.Session], T], *, may_reword: bool = True) -> T:
         """Run ``work`` in a transaction of its own and commit it.
@@ -274,11 +291,34 @@ def update(entity: type[Any]) -> sa.Update:
     return sa.update(entity).execution_options(synchronize_session=False)
 
 
+class led_by(functions.FunctionElement[Any]):  # noqa: N801
+    """Selects rows by the first column of an index, by which they are sorted, too.
+
+    PostgreSQL then reads them in the order of that index. It would ignore the sort by a column
+    that it knows to be equal, and maybe read all rows in the order of the primary key.
+    """
+
+    type = sa.Integer()  # a boolean would be compared with 1, which no index serves
+    inherit_cache = True
+
+
+@compiler.compiles(led_by)
+def _equal(element: Any, compiler: Any, **kwargs: Any) -> str:
+    column, value = (compiler.process(each, **kwargs) for each in element.clauses)
+    return f'{column} = {value}'
+
+
+@compiler.compiles(led_by, 'postgresql')
+def _postgresql_equal(element: Any, compiler: Any, **kwargs: Any) -> str:
+    column, value = (compiler.process(each, **kwargs) for each in element.clauses)
+    return f'{column} = ANY (ARRAY[{value}])'
+
+
 def by_index(query: S, entity: type[Any], name: str) -> S:
     """Read the first rows of a query in the order of an index that begins with its conditions.
 
-    To save a sort, MariaDB would read all rows in the order of the primary key. The other
-    databases choose the index by themselves.
+    To save a sort, MariaDB would read all rows in the order of the primary key; for PostgreSQL
+    see ``led_by``.
     """
     for dialect in sorted(_MYSQLS):
         query = query.with_hint(entity, f'FORCE INDEX ({name})', dialect)

@@ -27,11 +27,11 @@ _IS_HELD = sa.and_(_CLAIM.c.host.in_(_HOSTS), _CLAIM.c.conductor_id == sa.bindpa
 _FENCE = sa.update(_CLAIM).where(_IS_HELD).values(epoch=_CLAIM.c.epoch + 1)
 _HELD = sa.select(_CLAIM.c.host, _CLAIM.c.cell_uuid, _CLAIM.c.epoch).where(_IS_HELD)
 _RELEASE = sa.update(_CLAIM).where(_IS_HELD).values(conductor_id=None, lease_expires_at=None)
-_CLAIMED = sa.select(sa.func.count()).select_from(_CLAIM).where(_CLAIM.c.conductor_id.is_not(None))
+# SQLite uses no index for IS NOT NULL.
+_IS_CLAIMED = _CLAIM.c.conductor_id > ''
+_CLAIMED = sa.select(sa.func.count()).select_from(_CLAIM).where(_IS_CLAIMED)
 _COUNT = (
-    sa.select(_CLAIM.c.cell_uuid, sa.func.count())
-    .where(_CLAIM.c.conductor_id.is_not(None))
-    .group_by(_CLAIM.c.cell_uuid)
+    sa.select(_CLAIM.c.cell_uuid, sa.func.count()).where(_IS_CLAIMED).group_by(_CLAIM.c.cell_uuid)
 )
 _IS_COUNTER = _COUNTER.c.name == CLAIMED_HOSTS
 _LOCK_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_COUNTER.c.value)
@@ -215,8 +215,8 @@ def due(
 
 
 def held() -> sa.ColumnElement[bool]:
-    """Select the claims that conductors hold; SQLite uses no index for IS NOT NULL."""
-    return models.Claim.conductor_id > ''
+    """Select the claims that conductors hold."""
+    return _IS_CLAIMED
 
 
 def unclaimed() -> sa.ColumnElement[bool]:

@@ -97,6 +97,25 @@ _SHOW_PROGRESS = (
 )
 
 
+_RECENT = (
+    sa.select(
+        _JOB.c.host,
+        _JOB.c.bytes_done,
+        _JOB.c.started_at,
+        _JOB.c.finished_at,
+        sa.func.row_number().over(partition_by=_JOB.c.host, order_by=_JOB.c.id.desc()).label('age'),
+    )
+    .where(_JOB.c.host.in_(db_session.keys()), _JOB.c.status == str(model.TaskStatus.CACHED))
+    .where(_JOB.c.bytes_done > 0, _JOB.c.attempts == 1, _JOB.c.started_at.is_not(None))
+    .where(_JOB.c.finished_at >= sa.bindparam('since', type_=sa.DateTime()))
+    .subquery()
+)
+# The last few jobs of each host that succeeded at the first attempt.
+_LAST = sa.select(
+    _RECENT.c.host, _RECENT.c.bytes_done, _RECENT.c.started_at, _RECENT.c.finished_at
+).where(_RECENT.c.age <= _RECENT_JOBS)
+
+
 def measured_rates(
     session: orm.Session, hosts: Collection[str], now: datetime.datetime
 ) -> Mapping[str, float]:
@@ -104,25 +123,8 @@ def measured_rates(
     moved: collections.Counter[str] = collections.Counter()
     seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
     for names in db_session.chunks(sorted(hosts)):
-        for host, bytes_done, started_at, finished_at in session.execute(_recent(names, since)):
+        rows = db_session.run(session, _LAST, {'keys': names, 'since': since})
+        for host, bytes_done, started_at, finished_at in rows:
             moved[host] += bytes_done
             seconds[host] += (finished_at - started_at).total_seconds()
     return {host: moved[host] / seconds[host] for host in moved if seconds[host] > 0}
-
-
-def _recent(
-    hosts: Collection[str], since: datetime.datetime
-) -> sa.Select[str, int, datetime.datetime, datetime.datetime]:
-    """Select the last few jobs of each host that succeeded at the first attempt."""
-    job = models.Job
-    age = sa.func.row_number().over(partition_by=job.host, order_by=job.id.desc()).label('age')
-    done = (
-        sa.select(job.host, job.bytes_done, job.started_at, job.finished_at, age)
-        .where(job.host.in_(hosts), job.status == model.TaskStatus.CACHED)
-        .where(job.bytes_done > 0, job.attempts == 1, job.finished_at >= since)
-        .where(job.started_at.is_not(None))
-        .subquery()
-    )
-    return sa.select(done.c.host, done.c.bytes_done, done.c.started_at, done.c.finished_at).where(
-        done.c.age <= _RECENT_JOBS
-    )

@@ -116,7 +116,8 @@ class _Queue:
         """
         if self._position == len(self._rows) and self._may_have_more:
             self._rows = self._read(self._page_rows)
-            self._may_have_more = self._page_rows <= min(len(self._rows), _MOST_ROWS - 1)
+            is_full = len(self._rows) == self._page_rows
+            self._may_have_more = is_full and self._page_rows < _MOST_ROWS
             self._page_rows = min(_MORE_ROWS * self._page_rows, _MOST_ROWS)
         self.next = None
         while self.next is None and self._position < len(self._rows):
@@ -135,7 +136,7 @@ def most_urgent(
     known: KnownCells,
     chosen: Collection[str] = (),
 ) -> Mapping[str, Candidate]:
-    """Map the next hosts, in their order, to what they are claimed for.
+    """Map the next hosts, in their order, to the jobs for which they are claimed.
 
     The caller holds the counter's lock. There may be more: jobs that are far from being next
     are not read.

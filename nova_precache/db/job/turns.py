@@ -20,6 +20,7 @@ from nova_precache.db.job import claim as job_claim
 
 # In one status, for all cells of a page together.
 MOST_JOBS = 1000
+_HEAD = 10
 _MOST_IDS = 2**40
 _JOB, _AGENT, _TASK = models.Job, models.Agent, models.Task
 
@@ -75,7 +76,7 @@ def _first_jobs(
             _JOB.next_attempt_at,
             to_come(_JOB).label('bytes'),
             # In this order, jobs are claimed.
-            (_JOB.id - _JOB.priority * _MOST_IDS).label('turn'),
+            (_JOB.id - sa.cast(_JOB.priority, sa.BigInteger()) * _MOST_IDS).label('turn'),
         )
         .where(_JOB.status.in_(statuses), _JOB.ready, job_claim.unclaimed(), *which)
         .order_by(_JOB.priority.desc(), _JOB.id)
@@ -147,30 +148,38 @@ def places(
     :param hosts: by cell
     """
     most = max(1, MOST_JOBS // max(1, len(hosts)))
-    given = {'now': now, 'most': most}
     found: dict[str, tuple[str, int, Place]] = {}
     for cell, names in sorted(hosts.items()):
-        rows = db_session.run(session, _PLACES, {**given, 'cell': cell, 'hosts': sorted(names)})
-        found.update(_in_cell(cell, names, rows.all(), most))
+        found.update(_in_cell(session, now, cell, names, most))
     if not found:
         return {}
-    lowest = min(priority for _, priority, _ in found.values())
-    others = db_session.run(session, _MORE_URGENT, {**given, 'lowest': lowest}).all()
+    given = {
+        'now': now,
+        'most': most,
+        'lowest': min(priority for _, priority, _ in found.values()),
+    }
+    others = db_session.run(session, _MORE_URGENT, given).all()
     return {host: _after(others, *place) for host, place in found.items()}
 
 
 def _in_cell(
-    cell: str, names: Collection[str], rows: Sequence[sa.Row[*tuple[Any, ...]]], most: int
+    session: orm.Session, now: datetime.datetime, cell: str, names: Collection[str], most: int
 ) -> Mapping[str, tuple[str, int, Place]]:
     """Map hosts of a cell to it, their priority, and their place in its queue."""
-    known = {
-        row.host: (cell, row.priority, Place(row.hosts_before, int(row.bytes_before)))
-        for row in rows
-        if row.host in names
-    }
-    last = max(rows, key=lambda row: row.hosts_before, default=None)
-    if last is None or last.jobs < most:
-        return known
+    # Most pages that are read begin at the head of the queue.
+    for jobs in (max(1, most // _HEAD), most):
+        given = {'now': now, 'most': jobs, 'cell': cell, 'hosts': sorted(names)}
+        rows = db_session.run(session, _PLACES, given).all()
+        known = {
+            row.host: (cell, row.priority, Place(row.hosts_before, int(row.bytes_before)))
+            for row in rows
+            if row.host in names
+        }
+        last = max(rows, key=lambda row: row.hosts_before, default=None)
+        if len(known) == len(names) or (last is not None and last.jobs < jobs):
+            return known
+    if last is None:
+        return {}
     beyond = Place(last.hosts, int(last.bytes_before + last.bytes), is_beyond=True)
     return {host: known.get(host, (cell, last.priority, beyond)) for host in names}
 

@@ -224,35 +224,35 @@ def _queue_anew(
     session: orm.Session, row: models.CacheRequest, hosts: Collection[str] | None
 ) -> bool:
     """Queue the tasks that did not succeed; return False if there is nothing to do."""
-    which = models.Task.request_id == row.id
-    if hosts is None:
-        return _queue(session, which) or row.planned_at is None
-    queued = [
-        _queue(session, sa.and_(which, models.Task.host.in_(chunk)))
-        for chunk in db_session.chunks(sorted(hosts))
-    ]
-    return any(queued)
+    retried = states.TASKS.origins(states.Event.RETRY)
+    which = sa.and_(models.Task.request_id == row.id, models.Task.status.in_(retried))
+    with task_counts.changing(session, models.Task.request_id == row.id):
+        if hosts is None:
+            return _queue(session, which) or row.planned_at is None
+        queued = [
+            _queue(session, sa.and_(which, models.Task.host.in_(chunk)))
+            for chunk in db_session.chunks(sorted(hosts))
+        ]
+        return any(queued)
 
 
 def _queue(session: orm.Session, which: sa.ColumnElement[bool]) -> bool:
-    retried = states.TASKS.origins(states.Event.RETRY)
-    with task_counts.changing(session, which):
-        queued = session.execute(
-            db_session.update(models.Task)
-            .where(which, models.Task.status.in_(retried))
-            .values(
-                status=model.TaskStatus.QUEUED,
-                job_uuid=None,
-                reason=None,
-                attempts=0,
-                bytes_done=0,
-                rate_bytes=None,
-                open=False,
-                next_attempt_at=None,
-                started_at=None,
-                finished_at=None,
-            )
+    queued = session.execute(
+        db_session.update(models.Task)
+        .where(which)
+        .values(
+            status=model.TaskStatus.QUEUED,
+            job_uuid=None,
+            reason=None,
+            attempts=0,
+            bytes_done=0,
+            rate_bytes=None,
+            open=False,
+            next_attempt_at=None,
+            started_at=None,
+            finished_at=None,
         )
+    )
     return db_session.rowcount(queued) > 0
 
 

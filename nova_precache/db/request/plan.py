@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -121,17 +122,21 @@ def add_tasks(
     if db_session.rowcount(held) != 1:
         return False
     request = session.get_one(models.CacheRequest, request_id)
-    new, anew = _not_yet_planned(session, request_id, tasks)
+    known = _known(session, request_id, tasks)
+    new = [task for task in tasks if (task.host, task.image_id) not in known]
+    anew = [task for task in tasks if _awaits_plan(known.get((task.host, task.image_id)))]
     queued = [task for task in (*new, *anew) if _is_queued(task)]
     jobs = _join_jobs(session, queued, request.priority, now)
     is_open = gating.opens_at_once(request, now)
+    rows = {task: _task_row(request_id, task, jobs.shown, now) for task in (*new, *anew)}
     task_counts.make(session, request_id)
-    with task_counts.changing(session, _on_hosts(request_id, tasks)):
-        if new:
-            rows = [_task_row(request_id, task, jobs.shown, now) for task in new]
-            session.execute(sa.insert(models.Task), [{**row, 'open': is_open} for row in rows])
-        if anew:
-            _plan_anew(session, [_task_row(request_id, task, jobs.shown, now) for task in anew])
+    for task in anew:
+        task_counts.note_task(session, known[task.host, task.image_id], -1)
+    task_counts.note_planned(session, rows.values())
+    if new:
+        session.execute(sa.insert(models.Task), [{**rows[task], 'open': is_open} for task in new])
+    if anew:
+        _plan_anew(session, [rows[task] for task in anew])
     if jobs.steered:  # those that were to stop are wanted again
         demand.reconcile(session, jobs.steered)
     return True
@@ -145,27 +150,21 @@ def _active_key(host: str, image_id: str) -> str:
     return f'{host}/{image_id}'
 
 
-def _not_yet_planned(
+def _known(
     session: orm.Session, request_id: str, tasks: Sequence[PlannedTask]
-) -> tuple[list[PlannedTask], list[PlannedTask]]:
-    """Return the tasks to insert, and those that a retry has queued again."""
+) -> Mapping[tuple[str, str], sa.Row[*tuple[Any, ...]]]:
+    """Map host and image to the tasks that a request has on the hosts of the given ones."""
     row = models.Task
-    query = sa.select(row.host, row.image_id, row.status, row.job_uuid).where(
-        _on_hosts(request_id, tasks)
+    query = sa.select(row.host, row.image_id, row.job_uuid, *task_counts.COLUMNS).where(
+        row.request_id == request_id, row.host.in_({task.host for task in tasks})
     )
+    return {(found.host, found.image_id): found for found in session.execute(query)}
+
+
+def _awaits_plan(known: sa.Row[*tuple[Any, ...]] | None) -> bool:
+    """Return whether a retry has queued a task again."""
     planned = states.TASKS.origins(states.Event.PLAN)
-    known = {
-        (host, image_id): status in planned and job_uuid is None
-        for host, image_id, status, job_uuid in session.execute(query)
-    }
-    new = [task for task in tasks if (task.host, task.image_id) not in known]
-    return new, [task for task in tasks if known.get((task.host, task.image_id))]
-
-
-def _on_hosts(request_id: str, tasks: Sequence[PlannedTask]) -> sa.ColumnElement[bool]:
-    """Select all tasks of a request on the hosts of the given ones."""
-    hosts = sorted({task.host for task in tasks})
-    return sa.and_(models.Task.request_id == request_id, models.Task.host.in_(hosts))
+    return known is not None and known.job_uuid is None and known.status in planned
 
 
 def _plan_anew(session: orm.Session, rows: Sequence[model.Json]) -> None:

@@ -163,6 +163,7 @@ def test_wait_for_token_is_excused(
         conductor.current = {'j1': 1}
         call = pool.submit(_call, compute, epoch=1)
         assert driver.begun.wait(WAIT_SECONDS)
+        wait_until(lambda: compute._transfers.is_running('i1'), 'others may join it')
         compute._transfers._running['i1'].control.aside = aside
         assert access.fresh_token is not None
         assert access.fresh_token() == 'fresh-token'

@@ -91,8 +91,10 @@ def test_slow_last_attempt_final_without_bytes(
     slow = model.ImageOutcome('error', 'slower', model.Retry.BACKOFF, gained_bytes=gained_bytes)
     _run(slow, is_last=True)
 
-    _, (found, _) = _lines(caplog)
+    _, (found, text) = _lines(caplog)
     assert found == level
+    # Not the bytes of earlier attempts, which were read from the disk.
+    assert text.endswith(f'error, {gained_bytes} bytes in 4.0 s (0 bytes/s): slower')
 
 
 def test_failure_reports_moved_bytes() -> None:

@@ -13,6 +13,7 @@ from nova_precache import model
 from nova_precache.db import job_batch, jobs
 from nova_precache.db.engine import models
 from nova_precache.db.job import (
+    call,
     claim as job_claim,
     finish as job_finish,
     outcome as job_outcome,
@@ -327,6 +328,30 @@ def test_full_limits_skip_job_query(world: World) -> None:
     )
     assert world.jobs.claim_hosts('c1', limit=9, most=9) == []
     assert not [each for each in asked if 'UNION' in each]
+
+
+class _Id(str):
+    """A job id that counts how often it is compared."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        _Id.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_terms_compare_few_ids(world: World) -> None:
+    """With each job compared with each row, claims of many hosts would hold the lock long."""
+    world.planned([f'h{number}' for number in range(50)], ['i1'])
+    job_ids = [_Id(job.uuid) for job in world.all_jobs()]
+
+    with world.database.reader() as reader:
+        agreed = call.terms(reader, job_ids)
+
+    assert len(agreed) == 50
+    assert _Id.compared <= 4 * 50
 
 
 def test_batches_name_all_they_concern(world: World) -> None:

@@ -116,6 +116,18 @@ def test_lone_cell_takes_all_slots(fleet: SharedSlots) -> None:
     assert len(fleet.claim()) == 16
 
 
+def test_hosts_with_many_images_claimed_at_once(fleet: SharedSlots) -> None:
+    other = fleet.cell('b')
+    for prefix in ('i', 'j', 'k'):
+        images = [f'{prefix}{number}' for number in range(3)]
+        fleet.world.planned(_named('a', 12), images)
+        fleet.world.planned(_named('b', 12), images, other)
+
+    claimed = fleet.world.jobs.claim_hosts('c1', limit=16, most=16)
+
+    assert sorted(_hosts(claimed)) == [*_named('a', 8), *_named('b', 8)]
+
+
 def test_freed_slot_goes_to_least_loaded(fleet: SharedSlots) -> None:
     fleet.world.planned(_named('a', 20), ['i1'])
     fleet.claim()

@@ -169,6 +169,36 @@ def test_retried_transaction_counts_once(world: World, monkeypatch: pytest.Monke
     assert counting.counters(world.database) == {}
 
 
+def test_plan_reads_its_hosts_once(world: World) -> None:
+    request = world.accept(['h1', 'h2'], ['i1'])
+    assert world.requests.next_to_plan(PLANNER)
+    assert world.plan(request, ['h1'])
+
+    with _statements(world.database) as statements:
+        assert world.plan(request, ['h1', 'h2'])
+
+    assert sum('FROM cache_tasks' in sql for sql in statements) == 1
+    assert world.requests.get(request.id).counts == {'queued': 2}
+
+
+def test_retried_tasks_keep_counters_right(world: World) -> None:
+    request = world.planned(['h1', 'h2'], ['i1'])
+    for outcome in (REFUSED, CACHED):
+        call = world.begun()
+        world.jobs.finish(call.job_id, call.epoch, outcome)
+    assert world.requests.complete(request.id)
+
+    world.steering.retry(request.id, hosts=['h1'])
+    queued = world.requests.get(request.id)
+    assert world.requests.next_to_plan(PLANNER)
+    known = request_plan.PlannedTask('h1', None, 'i1', 'skipped', bytes_total=30)
+    assert world.requests.add_tasks(request.id, PLANNER, [known])
+
+    assert queued.counts == {'cached': 1, 'queued': 1}
+    skipped = world.requests.get(request.id)
+    assert (skipped.counts, skipped.bytes_total) == ({'cached': 1, 'skipped': 1}, 130)
+
+
 def test_nothing_is_written_without_change(world: World) -> None:
     world.planned(['h1'], ['i1'])
     call = world.begun()

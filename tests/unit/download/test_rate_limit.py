@@ -545,3 +545,13 @@ def test_raised_slot_limit_starts_download() -> None:
         waits.join(60)
 
     assert second_runs.is_set()
+
+
+def test_allowed_rate_is_lowest_share() -> None:
+    limits = rate_limit.HostRateLimit(max_rate_bytes=1000, max_parallel=2)
+    first, second = transfer_control.Control(max_rate_bytes=400), transfer_control.Control()
+    boot = transfer_control.Control(is_boot=True)
+    with limits.slot(first), limits.slot(second):
+        allowed = [limits.allowed_rate(each) for each in (first, second, boot)]
+    assert allowed == [400, 500, None]
+    assert rate_limit.HostRateLimit().allowed_rate(second) is None

@@ -10,5 +10,7 @@ down_revision = '0009'
 
 def upgrade() -> None:
     op.create_index(
-        'jobs_share_idx', 'jobs', ['ready', 'cell_uuid', sa.text('priority DESC'), 'id']
+        'jobs_share_idx',
+        'jobs',
+        ['ready', 'cell_uuid', sa.text('priority DESC'), 'id', 'next_attempt_at'],
     )

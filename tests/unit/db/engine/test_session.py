@@ -207,3 +207,24 @@ def test_file_without_database_refused(tmp_path: pathlib.Path) -> None:
 
     with pytest.raises(exception.ConfigError, match='is not a database'):
         open_database(path)
+
+
+def test_readers_share_one_snapshot(database: session.Database) -> None:
+    begun: list[object] = []
+    sa.event.listen(database.engine, 'begin', begun.append)
+
+    with database.one_snapshot():
+        before = _read(database)
+        database.write(_add_one)
+        assert (_read(database), len(begun)) == (before, 2)  # one of them writes
+
+    assert _read(database) == before + 1
+
+
+def test_snapshot_ends_with_error(database: session.Database) -> None:
+    before = _read(database)
+    with pytest.raises(exception.NotFound), database.one_snapshot():
+        raise exception.NotFound('it')
+    database.write(_add_one)
+
+    assert _read(database) == before + 1
