@@ -244,7 +244,7 @@ class _Hosts:
         if not 0 <= free < job_claim.MOST_HOSTS:
             return {}
         if not is_claiming:
-            count = min(free + len(serving), free + slots.most, job_claim.MOST_HOSTS)
+            count = min(free + len(serving), max(free, slots.most), job_claim.MOST_HOSTS)
             least = share.least_that_counts(serving, loads)
             self._choose_free(share.Search(count, slots.avoid_cells, loads, least))
         others = list(self._free.values())

@@ -375,6 +375,15 @@ def test_single_probe_frees_single_slot(fleet: SharedSlots) -> None:
     assert len(fleet.end(*fleet.at_work, most=1)) == 1
 
 
+def test_single_probe_frees_one_slot_in_turn(fleet: SharedSlots) -> None:
+    fleet.limit = 4
+    fleet.world.planned(_named('a', 4), ['i1', 'i2'])
+    fleet.claim()
+    fleet.world.planned(_named('u', 4), ['i1'], fleet.cell('b'), priority=5)
+
+    assert [fleet.end(host, most=1) for host in _named('a', 3)] == [['a000'], [], []]
+
+
 def test_joined_call_never_given_up(fleet: SharedSlots) -> None:
     fleet.limit = 1
     fleet.world.planned(['a1'], ['i1', 'i2'])
