@@ -244,10 +244,12 @@ class _Hosts:
         if not 0 <= free < job_claim.MOST_HOSTS:
             return {}
         if not is_claiming:
-            count = min(free + len(serving), free + slots.most, job_claim.MOST_HOSTS)
+            count = min(free + len(serving), max(free, slots.most), job_claim.MOST_HOSTS)
             least = share.least_that_counts(serving, loads)
             self._choose_free(share.Search(count, slots.avoid_cells, loads, least))
-        gave_way = share.give_way(serving, list(self._free.values())[free:], loads)
+        others = list(self._free.values())
+        loads.update(each.cell_uuid for each in others[:free])
+        gave_way = share.give_way(serving, others[free:], loads)
         for host in gave_way:
             del self._chosen[host]
         return gave_way

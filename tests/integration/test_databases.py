@@ -63,9 +63,9 @@ def url(server: databases.Databases) -> Iterator[str]:
         yield made
 
 
-@pytest.fixture
-def database(url: str) -> Iterator[session.Database]:
-    """An empty database at the current schema."""
+@contextlib.contextmanager
+def _opened(url: str) -> Iterator[session.Database]:
+    """Open an empty database, and bring it to the current schema."""
     conf = options.new(config_files=[])
     conf.set_override('connection', url, 'database')
     opened = session.connect(conf)
@@ -74,6 +74,13 @@ def database(url: str) -> Iterator[session.Database]:
         yield opened
     finally:
         opened.dispose()
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[session.Database]:
+    """An empty database at the current schema."""
+    with _opened(url) as opened:
+        yield opened
 
 
 def test_migrations_match_models(database: session.Database) -> None:
@@ -86,6 +93,17 @@ def test_migrations_match_models(database: session.Database) -> None:
             connection, opts={'version_table': schema.VERSION_TABLE, 'compare_type': True}
         )
         assert autogenerate.compare_metadata(context, everything) == []
+
+
+def test_collation_may_differ_from_connection(server: databases.Databases, url: str) -> None:
+    if isinstance(server, databases.MariaDB):
+        name = sa.make_url(url).database
+        server.execute(f'ALTER DATABASE {name} COLLATE utf8mb4_unicode_ci')
+
+    with _opened(url) as database:
+        world = open_world(database)
+        request = world.planned(['h1'], ['i1'])
+        assert world.requests.get(request.id).counts == {'queued': 1}
 
 
 def test_sorted_pages_continue_across_nulls(database: session.Database) -> None:

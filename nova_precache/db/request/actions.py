@@ -126,9 +126,10 @@ def retry(
         raise conflict if hosts is None else exception.NothingToRetry(row.id, hosts)
     if hosts is not None and not row.canary_passed:
         _release_canary(session, row)
-    # Failures that are not retried do not count again.
+    # Failures that are not retried do not count again: read exactly, since this is saved.
     most = rows.options(row.options).max_failures
-    row.max_failures = None if most is None else most + rollout.count_failures(session, row)
+    failed = rollout.count_failures(task_counts.count_each(session, row.id))
+    row.max_failures = None if most is None else most + failed
     _set_window(row, not_before, deadline, db_session.now(session))
     row.status, row.reason = model.RequestStatus.ACCEPTED, None
     row.started_at = row.finished_at = None

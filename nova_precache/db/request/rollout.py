@@ -2,7 +2,7 @@
 """Rollout conditions of a request: a canary or too many failures decide on waiting tasks."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -73,7 +73,7 @@ def _ends(request_id: str, finding: Finding) -> sa.ColumnElement[bool]:
 def _too_many_failures(session: orm.Session, row: models.CacheRequest) -> Finding | None:
     if row.max_failures is None:
         return None
-    failed = count_failures(session, row)
+    failed = count_failures(rows.counts(session, row.id))
     if failed <= row.max_failures:
         return None
     asked = row.options.get('max_failures', row.max_failures)
@@ -81,8 +81,7 @@ def _too_many_failures(session: orm.Session, row: models.CacheRequest) -> Findin
     return Finding(f'{failed - earlier} tasks failed, max_failures is {asked}')
 
 
-def count_failures(session: orm.Session, row: models.CacheRequest) -> int:
-    counts = rows.counts(session, row.id)
+def count_failures(counts: Mapping[str, int]) -> int:
     return sum(counts.get(status, 0) for status in _FAILED)
 
 

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from nova_precache import exception, model
-from nova_precache.db import jobs, request_actions
+from nova_precache.db import jobs, request_actions, task_counts
 from nova_precache.db.engine import models
 from nova_precache.db.job import outcome as job_outcome
 from nova_precache.db.request import plan as request_plan
@@ -970,6 +970,18 @@ def test_failures_of_other_hosts_not_counted(world: World) -> None:
     world.steering.check([request.id])
 
     assert world.statuses(request)['h1', 'i1'] == 'queued'
+
+
+def test_failures_read_from_tasks_before_retry(world: World) -> None:
+    request = _failed(world, 'h1', 'h2', max_failures=1)
+    # A conductor of an earlier release has made no counters.
+    world.database.write(lambda writer: writer.execute(sa.delete(models.TaskCount)))
+
+    world.steering.retry(request.id, hosts=['h1'])
+
+    with world.database.reader() as reader:
+        assert reader.scalars(sa.select(models.CacheRequest.max_failures)).all() == [2]
+    assert task_counts.TaskCounts(world.database).check(0) == 1
 
 
 def test_failed_canary_left_out_of_retry(world: World) -> None:

@@ -240,6 +240,18 @@ def test_free_slots_count_for_urgent_hosts(fleet: SharedSlots) -> None:
     assert fleet.claim() == _named('u', 10)
 
 
+def test_free_slots_count_for_cells(fleet: SharedSlots) -> None:
+    fleet.limit = 4
+    fleet.world.planned(_named('a', 9), ['i1', 'i2'])
+    fleet.claim()
+    fleet.limit = 7
+    fleet.world.planned(_named('b', 9), ['i1'], fleet.cell('b'))
+
+    assert fleet.end('a000') == []
+    assert fleet.claim() == ['b000', 'b001', 'b002']
+    assert fleet.end('a000') == []
+
+
 def test_host_goes_on_while_slots_are_free(fleet: SharedSlots) -> None:
     fleet.limit = 3
     fleet.world.planned(['a1', 'a2'], ['i1', 'i2'])
@@ -361,6 +373,15 @@ def test_single_probe_frees_single_slot(fleet: SharedSlots) -> None:
     fleet.world.planned(_named('b', 3), ['i1'], fleet.cell('b'), priority=5)
 
     assert len(fleet.end(*fleet.at_work, most=1)) == 1
+
+
+def test_single_probe_frees_one_slot_in_turn(fleet: SharedSlots) -> None:
+    fleet.limit = 4
+    fleet.world.planned(_named('a', 4), ['i1', 'i2'])
+    fleet.claim()
+    fleet.world.planned(_named('u', 4), ['i1'], fleet.cell('b'), priority=5)
+
+    assert [fleet.end(host, most=1) for host in _named('a', 3)] == [['a000'], [], []]
 
 
 def test_joined_call_never_given_up(fleet: SharedSlots) -> None:

@@ -4,6 +4,8 @@
 One statement fills them, for each status that a task has while no compute works on it.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -46,26 +48,26 @@ def _fill() -> None:
     requests = sa.table('cache_requests', sa.column('id'))
     tasks = sa.table('cache_tasks', *map(sa.column, ('request_id', 'status', *BYTES)))
     task = tasks.c
-    statuses = sa.union_all(
-        *(sa.select(sa.cast(sa.literal(each), sa.String(32)).label('status')) for each in STATUSES)
-    ).subquery()
     known = sa.func.coalesce(task.bytes_total, task.bytes_done)
     bytes_total = sa.case((task.bytes_done > known, task.bytes_done), else_=known)
-    filled = (
-        sa.select(
-            requests.c.id,
-            statuses.c.status,
-            sa.func.count(task.request_id),
-            sa.func.coalesce(sa.func.sum(task.bytes_done), 0),
-            sa.func.coalesce(sa.func.sum(bytes_total), 0),
+
+    def of_status(status: str) -> sa.Select[*tuple[Any, ...]]:
+        # Compared as a literal: a column of a subquery may have another collation on MariaDB.
+        its = sa.and_(task.request_id == requests.c.id, task.status == sa.literal(status))
+        return (
+            sa.select(
+                requests.c.id,
+                sa.cast(sa.literal(status), sa.String(32)),
+                sa.func.count(task.request_id),
+                sa.func.coalesce(sa.func.sum(task.bytes_done), 0),
+                sa.func.coalesce(sa.func.sum(bytes_total), 0),
+            )
+            .select_from(requests)
+            .outerjoin(tasks, its)
+            .group_by(requests.c.id)
         )
-        .select_from(requests)
-        .join(statuses, sa.true())
-        .outerjoin(
-            tasks, sa.and_(task.request_id == requests.c.id, task.status == statuses.c.status)
-        )
-        .group_by(requests.c.id, statuses.c.status)
-    )
+
+    filled = sa.union_all(*map(of_status, STATUSES))
     names = ('request_id', 'status', 'tasks', *BYTES)
     counts = sa.table('task_counts', *map(sa.column, names))
     op.execute(sa.insert(counts).from_select(names, filled))
