@@ -151,7 +151,8 @@ class Services:
 
     def _every(self, now: datetime.datetime, status: model.HostStatus | None) -> sa.Subquery:
         process, agent = models.Service, models.Agent
-        no_cell = sa.cast(sa.null(), models.Uuid)
+        # Of a column, as a bare NULL may have another collation on MariaDB.
+        no_cell = sa.func.nullif(process.id, process.id)
         computes = sa.literal(str(model.Binary.COMPUTE), sa.String(64))
         processes = _columns(
             process, process.id, process.binary, no_cell, sa.literal(hearing.SERVICES, models.Uuid)

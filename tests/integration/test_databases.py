@@ -104,6 +104,10 @@ def test_collation_may_differ_from_connection(server: databases.Databases, url: 
         world = open_world(database)
         request = world.planned(['h1'], ['i1'])
         assert world.requests.get(request.id).counts == {'queued': 1}
+        known = services.Services(database, DOWN_SECONDS, 10)
+        process = model.ServiceProcess(CONDUCTORS[0], model.Binary.CONDUCTOR, 'ctl1', '1.0')
+        known.report(process, replaces=True)
+        assert CONDUCTORS[0] in [each.id for each in known.list_page()]
 
 
 def test_sorted_pages_continue_across_nulls(database: session.Database) -> None:
