@@ -129,12 +129,22 @@ def _more_urgent() -> sa.Select[*tuple[Any, ...]]:
         for status in sorted(model.TASK_WAITING)
     )
     due = _due(sa.union_all(*pages).subquery())
+    # By the most urgent job of each, as in its own cell.
+    hosts = (
+        sa.select(
+            due.c.cell_uuid,
+            sa.func.max(due.c.priority).label('priority'),
+            sa.func.sum(due.c.bytes).label('bytes'),
+        )
+        .group_by(due.c.host, due.c.cell_uuid)
+        .subquery()
+    )
     return sa.select(
-        due.c.cell_uuid,
-        due.c.priority,
-        sa.func.count(due.c.host.distinct()).label('hosts'),
-        sa.func.sum(due.c.bytes).label('bytes'),
-    ).group_by(due.c.cell_uuid, due.c.priority)
+        hosts.c.cell_uuid,
+        hosts.c.priority,
+        sa.func.count().label('hosts'),
+        sa.func.sum(hosts.c.bytes).label('bytes'),
+    ).group_by(hosts.c.cell_uuid, hosts.c.priority)
 
 
 _PLACES, _MORE_URGENT = _places(), _more_urgent()
