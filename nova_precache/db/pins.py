@@ -284,13 +284,15 @@ class Pins:
         """
         hosts: collections.Counter[str] = collections.Counter()
         with self._database.reader() as session:
-            for unplanned in session.execute(_UNPLANNED):
-                hosts[unplanned.pin_id] += len(unplanned.hosts or ())
+            unplanned = session.execute(_UNPLANNED).all()
             planned = session.execute(_PLANNED_LOAD).all()
+        paused = {row.pin_id for row in (*unplanned, *planned) if row.paused}
+        for row in unplanned:
+            hosts[row.pin_id] += 0 if row.paused else len(row.hosts or ())
         for row in planned:
             hosts[row.pin_id] += row.hosts
-        paused = frozenset(row.pin_id for row in planned if row.paused)
-        return PinLoad({pin_id: count for pin_id, count in hosts.items() if count}, paused)
+        counted = {pin_id: count for pin_id, count in hosts.items() if count}
+        return PinLoad(counted, frozenset(paused))
 
     def in_flight(
         self, pin_id: str, hosts: Collection[str] | None = None
@@ -346,7 +348,8 @@ class Pins:
 
 _REQUEST, _TASK = models.CacheRequest, models.Task
 _IS_ACTIVE = _REQUEST.status.in_(model.REQUEST_ACTIVE)
-_UNPLANNED = sa.select(_REQUEST.pin_id, _REQUEST.hosts).where(
+_PAUSED = sa.case((_REQUEST.status == model.RequestStatus.PAUSED, 1), else_=0)
+_UNPLANNED = sa.select(_REQUEST.pin_id, _REQUEST.hosts, _PAUSED.label('paused')).where(
     _REQUEST.pin_id.is_not(None), _IS_ACTIVE, _REQUEST.planned_at.is_(None)
 )
 _IS_DUE = sa.or_(
@@ -357,9 +360,7 @@ _PLANNED_LOAD = (
     sa.select(
         _REQUEST.pin_id,
         sa.func.count(sa.distinct(sa.case((_NEEDS_SLOT, _TASK.host)))).label('hosts'),
-        sa.func.max(sa.case((_REQUEST.status == model.RequestStatus.PAUSED, 1), else_=0)).label(
-            'paused'
-        ),
+        sa.func.max(_PAUSED).label('paused'),
     )
     .join(_TASK, _TASK.request_id == _REQUEST.id)
     .where(_REQUEST.pin_id.is_not(None), _IS_ACTIVE)
