@@ -536,6 +536,32 @@ def test_waiting_request_has_eta(living: World) -> None:
     assert now.eta_seconds == 5 + 200 / 10
 
 
+def two_slots() -> int:
+    return 2
+
+
+def test_few_hosts_get_no_fleet_rate(living: World) -> None:
+    request = living.planned(['h1', 'h2'], ['i1'])
+    for host in ('h1', 'h2'):
+        living.begun()
+        report(living, host, 10, done=50)
+    alone = living.planned(['h3'], ['i1', 'i2'])
+
+    tasks = etas(living, alone, precache_concurrency=two_slots)
+    assert tasks == {'h3 i1': 2.5 + 100 / 10, 'h3 i2': 2.5 + 200 / 10}
+    assert shown(living, alone, precache_concurrency=two_slots).eta_seconds == tasks['h3 i2']
+    assert shown(living, request, precache_concurrency=two_slots).eta_seconds == 100 / 20
+
+
+def test_limit_of_hosts_lengthens_eta(living: World) -> None:
+    for host in ('h1', 'h2', 'h3'):
+        cached_before(living, host, seconds=50)
+    one_by_one = model.RequestOptions(max_parallel_hosts=1)
+    request = living.planned(['h1', 'h2', 'h3'], ['i1'], options=one_by_one)
+
+    assert shown(living, request).eta_seconds == 300 / 2
+
+
 SCANNED = ('cache_tasks', 'jobs', 'claims', 'agents', 'cached_images')
 
 
