@@ -431,7 +431,10 @@ class _Page:
         for facts in coming:
             if waiting.waits_for_slot(self.service, facts) and facts.task.cell_uuid is not None:
                 by_cell.setdefault(facts.task.cell_uuid, set()).add(facts.host.name)
-        return turns.places(self._session, self.service.now, by_cell) if by_cell else {}
+        if not by_cell:
+            return {}
+        full = host_limits.load(self._session).saturated()
+        return turns.places(self._session, self.service.now, by_cell, full)
 
     def _turn(self, place: turns.Place, working: turns.AtWork) -> waiting.Turn:
         """Estimate when it is a host's turn: the next slot is free once one transfer has ended."""

@@ -562,6 +562,20 @@ def test_limit_of_hosts_lengthens_eta(living: World) -> None:
     assert shown(living, request).eta_seconds == 300 / 2
 
 
+@pytest.mark.parametrize(('priority', 'cell_uuid'), [(0, None), (1, 'far')])
+def test_hosts_beyond_limit_not_before(living: World, priority: int, cell_uuid: str | None) -> None:
+    limited = model.RequestOptions(max_parallel_hosts=1)
+    hosts = ['h1', 'h2', 'h3']
+    living.planned(hosts, ['i1'], cell_uuid=cell_uuid, options=limited, priority=priority)
+    living.begun()
+    living.living('h4')
+    request = living.planned(['h4'], ['i1'])
+
+    assert reasons(living, request, precache_concurrency=one_slot) == {
+        'h4': 'waits for a slot: 1 of 1 hosts are at work, 0 hosts before it'
+    }
+
+
 SCANNED = ('cache_tasks', 'jobs', 'claims', 'agents', 'cached_images')
 
 
