@@ -59,4 +59,4 @@ def _scanned(node: Any) -> int:
     if 'Relation Name' not in node:
         return inner
     dropped = node.get('Rows Removed by Filter', 0) + node.get('Rows Removed by Index Recheck', 0)
-    return inner + round((node['Actual Rows'] + dropped) * node['Actual Loops'])
+    return inner + int((node['Actual Rows'] + dropped) * node['Actual Loops'])

@@ -14,6 +14,8 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite import pysqlite
 from sqlalchemy.util import LRUCache
 
+from nova_precache import conf
+
 _MOST_STATEMENTS = 5000
 _COMPILED: LRUCache[object, object] = LRUCache(_MOST_STATEMENTS)
 
@@ -38,5 +40,6 @@ def share() -> None:
     """Share this work among all tests of the process."""
     for name in ('sqlite', 'sqlite.pysqlite'):
         registry.register(name, __name__, Dialect.__name__)
+    conf.set_defaults()  # of the options that are copied
     vars_of_library = vars(messaging_opts)
     vars_of_library['list_opts'] = functools.cache(messaging_opts.list_opts)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import microversion_parse
@@ -16,7 +16,7 @@ import webob.exc
 from webob import acceptparse
 
 from nova_precache import exception
-from nova_precache.api import auth, microversion, request as api_request
+from nova_precache.api import auth, microversion, recent, request as api_request
 from nova_precache.api.operations import ANY_METHOD, Methods, Operation, Table
 from nova_precache.context import RequestContext
 
@@ -69,6 +69,7 @@ class Router:
         self._mapper = _make_mapper(table)
         self._services = services
         self._settings = settings
+        self._recent = recent.RecentAnswers()
 
     def knows(self, path: str) -> bool:
         """Return whether the table contains exactly this path, for any method."""
@@ -107,22 +108,39 @@ class Router:
         if operation.since is not None and version < operation.since:
             raise api_request.NoSuchResource
         base_url = self._settings.public_endpoint or str(request.application_url)
-        reply = handler(
-            api_request.Request(
-                services=self._services,
-                settings=self._settings,
-                context=context,
-                version=version,
-                path=variables,
-                query=query,
-                body=body,
-                base_url=base_url.rstrip('/'),
-            )
+        asked = api_request.Request(
+            services=self._services,
+            settings=self._settings,
+            context=context,
+            version=version,
+            path=variables,
+            query=query,
+            body=body,
+            base_url=base_url.rstrip('/'),
         )
-        response = _to_response(reply, request)
-        if api is not microversion.PRECACHE or request.method != 'GET':
-            return response
-        return _unless_known(response, request, version)
+        return self._answer(request, api, asked, handler)
+
+    def _answer(
+        self,
+        request: webob.Request,
+        api: microversion.Api,
+        asked: api_request.Request,
+        handler: api_request.Handler,
+    ) -> webob.Response:
+        def compute() -> webob.Response:
+            response = _to_response(handler(asked), request)
+            is_tagged = api is microversion.PRECACHE and request.method == 'GET'
+            return _with_etag(response, asked.version) if is_tagged else response
+
+        if request.method not in _METHODS_WITH_QUERY:
+            try:
+                return compute()
+            finally:
+                self._recent.forget()
+        is_poll = api is microversion.PRECACHE and 'If-None-Match' in request.headers
+        if not is_poll or request.method != 'GET':
+            return compute()
+        return _unless_known(self._recent.get(_identity(request, asked), compute), request)
 
 
 def _make_mapper(table: Table) -> routes.Mapper:
@@ -209,16 +227,23 @@ def _to_response(reply: api_request.Reply, request: webob.Request) -> webob.Resp
     return webob.Response(status=reply.status, body=body, headerlist=headers)
 
 
-def _unless_known(
-    response: webob.Response, request: webob.Request, version: microversion_parse.Version
-) -> webob.Response:
-    """Add an ETag to an answer; replace the answer by 304 if the caller has it already.
+def _identity(request: webob.Request, asked: api_request.Request) -> Hashable:
+    """Return what the answer depends on, besides the time: what is asked, and by whom."""
+    caller = asked.context.to_policy_values()
+    rights = json.dumps([dict(caller), asked.context.is_admin], sort_keys=True, default=str)
+    return asked.base_url, request.path_qs, _content_type(request), str(asked.version), rights
 
-    The same body may be of another media type or microversion.
-    """
+
+def _with_etag(response: webob.Response, version: microversion_parse.Version) -> webob.Response:
+    """Add an ETag: the same body may be of another media type or microversion."""
     form = f'{response.content_type} {version}\n'.encode()
     response.etag = hashlib.sha256(form + response.body).hexdigest()
     response.cache_control = 'private, no-cache'
+    return response
+
+
+def _unless_known(response: webob.Response, request: webob.Request) -> webob.Response:
+    """Replace an answer by 304 if the caller has it already."""
     if response.etag not in request.if_none_match:
         return response
     kept = [(name, response.headers[name]) for name in ('ETag', 'Cache-Control')]

@@ -250,8 +250,9 @@ _CALLED = sa.select(_JOB.host, _JOB.status, _JOB.progress_at, _JOB.rate_bytes).w
 
 def _first_in(status: str) -> sa.ColumnElement[int]:
     """Select the first task of a request in a status, by one look into an index."""
-    its = sa.select(_TASK.id).where(_TASK.request_id == _REQUEST.id, _TASK.status == status)
-    first = its.order_by(_TASK.id).limit(1)
+    is_its = db_session.led_by(_TASK.request_id, _REQUEST.id)
+    its = sa.select(_TASK.id).where(is_its, _TASK.status == status).correlate(_REQUEST)
+    first = its.order_by(_TASK.request_id, _TASK.id).limit(1)
     return db_session.by_index(first, _TASK, 'cache_tasks_status_idx').scalar_subquery()
 
 

@@ -291,8 +291,7 @@ class Pins:
             hosts[row.pin_id] += 0 if row.paused else len(row.hosts or ())
         for row in planned:
             hosts[row.pin_id] += row.hosts
-        counted = {pin_id: count for pin_id, count in hosts.items() if count}
-        return PinLoad(counted, frozenset(paused))
+        return PinLoad({pin: count for pin, count in hosts.items() if count}, frozenset(paused))
 
     def in_flight(
         self, pin_id: str, hosts: Collection[str] | None = None

@@ -291,11 +291,34 @@ def update(entity: type[Any]) -> sa.Update:
     return sa.update(entity).execution_options(synchronize_session=False)
 
 
+class led_by(functions.FunctionElement[Any]):  # noqa: N801
+    """Selects rows by the first column of an index, by which they are sorted, too.
+
+    PostgreSQL then reads them in the order of that index. It would ignore the sort by a column
+    that it knows to be equal, and maybe read all rows in the order of the primary key.
+    """
+
+    type = sa.Integer()  # a boolean would be compared with 1, which no index serves
+    inherit_cache = True
+
+
+@compiler.compiles(led_by)
+def _equal(element: Any, compiler: Any, **kwargs: Any) -> str:
+    column, value = (compiler.process(each, **kwargs) for each in element.clauses)
+    return f'{column} = {value}'
+
+
+@compiler.compiles(led_by, 'postgresql')
+def _postgresql_equal(element: Any, compiler: Any, **kwargs: Any) -> str:
+    column, value = (compiler.process(each, **kwargs) for each in element.clauses)
+    return f'{column} = ANY (ARRAY[{value}])'
+
+
 def by_index(query: S, entity: type[Any], name: str) -> S:
     """Read the first rows of a query in the order of an index that begins with its conditions.
 
-    To save a sort, MariaDB would read all rows in the order of the primary key. The other
-    databases choose the index by themselves.
+    To save a sort, MariaDB would read all rows in the order of the primary key; for PostgreSQL
+    see ``led_by``.
     """
     for dialect in sorted(_MYSQLS):
         query = query.with_hint(entity, f'FORCE INDEX ({name})', dialect)

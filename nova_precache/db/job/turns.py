@@ -20,7 +20,7 @@ from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import claim as job_claim, host_limits
 
 # In one status, for all cells of a page together.
-MOST_JOBS = 1000
+MOST_JOBS = 500
 _HEAD = 10
 _MOST_IDS = 2**40
 _JOB, _AGENT, _TASK = models.Job, models.Agent, models.Task

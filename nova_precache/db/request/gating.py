@@ -67,8 +67,9 @@ def select_canary(request_id: str, canary: int, images: int) -> sa.Select[str]:
     task = models.Task
     query = (
         sa.select(task.host, task.id)
-        .where(task.request_id == request_id, task.job_uuid.is_not(None))
-        .order_by(task.id)
+        .where(db_session.led_by(task.request_id, sa.literal(request_id)))
+        .where(task.job_uuid.is_not(None))
+        .order_by(task.request_id, task.id)
         .limit(canary * images)
     )
     first = db_session.by_index(query, task, 'cache_tasks_request_idx').subquery()

@@ -122,38 +122,49 @@ def require(session: orm.Session, request_id: str, project_id: str | None) -> No
 def tasks(chosen: TaskFilter, page: pages.Page) -> sa.Select[*tuple[Any, ...]]:
     """Select the columns ``rows.TASK``."""
     query = sa.select(*rows.TASK)
-    index = _index(chosen)
-    if index is not None and [key.name for key in page.sort] in ([], [_TASK.id.key]):
+    equal = {
+        _TASK.request_id: chosen.request_id,
+        _TASK.status: chosen.status,
+        _TASK.host: chosen.host,
+        _TASK.image_id: chosen.image_id,
+    }
+    found = _index(chosen)
+    if found is not None and [key.name for key in page.sort] in ([], [_TASK.id.key]):
+        index, column = found
+        value = sa.literal(equal.pop(column), column.type)
+        is_descending = bool(page.sort) and page.sort[0].is_descending
+        query = query.where(db_session.led_by(column, value))
+        query = query.order_by(column.desc() if is_descending else column.asc())
         query = db_session.by_index(query, _TASK, index)
-    for column, value in (
-        (_TASK.status, chosen.status),
-        (_TASK.host, chosen.host),
-        (_TASK.image_id, chosen.image_id),
-    ):
-        if value is not None:
-            query = query.where(column == value)
-    return query.where(visible_tasks(chosen))
+    for column, asked in equal.items():
+        if asked is not None:
+            query = query.where(column == asked)
+    return query.where(_of_project(chosen))
 
 
-def _index(chosen: TaskFilter) -> str | None:
-    """Return the index with the fewest tasks, in the order of their ids."""
+def _index(chosen: TaskFilter) -> tuple[str, orm.InstrumentedAttribute[str]] | None:
+    """Return the index with the fewest tasks in the order of their ids, and its first column."""
     if chosen.host is not None:
-        return 'cache_tasks_host_idx'
+        return 'cache_tasks_host_idx', _TASK.host
     if chosen.request_id is not None:
-        return 'cache_tasks_request_idx' if chosen.status is None else 'cache_tasks_status_idx'
+        name = 'request' if chosen.status is None else 'status'
+        return f'cache_tasks_{name}_idx', _TASK.request_id
     if chosen.image_id is not None:
-        return 'cache_tasks_image_idx'
-    return None if chosen.status is None else 'cache_tasks_state_idx'
+        return 'cache_tasks_image_idx', _TASK.image_id
+    return None if chosen.status is None else ('cache_tasks_state_idx', _TASK.status)
 
 
 def visible_tasks(chosen: TaskFilter) -> sa.ColumnElement[bool]:
     """Select the tasks of the request and the project that a filter names."""
-    conditions: list[sa.ColumnElement[bool]] = [sa.true()]
+    if chosen.request_id is None:
+        return _of_project(chosen)
+    return sa.and_(_TASK.request_id == chosen.request_id, _of_project(chosen))
+
+
+def _of_project(chosen: TaskFilter) -> sa.ColumnElement[bool]:
+    if chosen.project_id is None:
+        return sa.true()
+    its = sa.select(_REQUEST.id).where(_REQUEST.project_id == chosen.project_id)
     if chosen.request_id is not None:
-        conditions.append(_TASK.request_id == chosen.request_id)
-    if chosen.project_id is not None:
-        its = sa.select(_REQUEST.id).where(_REQUEST.project_id == chosen.project_id)
-        if chosen.request_id is not None:
-            its = its.where(_REQUEST.id == chosen.request_id)
-        conditions.append(_TASK.request_id.in_(its))
-    return sa.and_(*conditions)
+        its = its.where(_REQUEST.id == chosen.request_id)
+    return _TASK.request_id.in_(its)

@@ -100,6 +100,19 @@ def test_policy_comes_before_etag(api: Api, request_path: str) -> None:
     assert response.status_int == 404
 
 
+def test_polls_see_own_writes_and_rights(api: Api, request_path: str) -> None:
+    etag = api.get(request_path).headers['ETag']
+    assert ask(api, request_path, etag) == (304, b'')
+
+    api.call('PATCH', request_path, {'request': {'priority': 7}})
+
+    status, body = ask(api, request_path, etag)
+    assert (status, b'"priority": 7' in body) == (200, True)
+    for token, expected in (('u:another-project:member', 404), ('u:p:admin', 200)):
+        answer = api.get(request_path, token=token, headers={'If-None-Match': etag})
+        assert answer.status_int == expected
+
+
 def test_compute_api_is_unchanged(api: Api, aggregate: model.Aggregate) -> None:
     response = api.get('/v2.1/os-aggregates', headers={'If-None-Match': '*'})
 

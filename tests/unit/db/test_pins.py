@@ -270,8 +270,10 @@ def test_load_counts_hosts_that_need_slots(world: World, store: pins.Pins) -> No
     done = _planned(world, _create(store), 4, 'completed')
     _add_host_task(world, done, 'h1', 'cached')
     _planned(world, None, 5)
+    early = _create(store)
+    _accepted(world, early, 6, ['h7'], 'paused')
 
-    assert store.load() == pins.PinLoad({made.id: 4}, frozenset({other.id}))
+    assert store.load() == pins.PinLoad({made.id: 4}, frozenset({other.id, early.id}))
 
 
 def test_files_in_flight_of_one_pin(world: World, store: pins.Pins) -> None:
@@ -316,8 +318,10 @@ def _planned(world: World, pin: model.Pin | None, number: int, status: str = 'ru
     return request_id
 
 
-def _accepted(world: World, pin: model.Pin, number: int, hosts: Sequence[str]) -> None:
-    request_id = _add_request(world, pin, number, 'accepted')
+def _accepted(
+    world: World, pin: model.Pin, number: int, hosts: Sequence[str], status: str = 'accepted'
+) -> None:
+    request_id = _add_request(world, pin, number, status)
     is_it = models.CacheRequest.id == request_id
     world.change(models.CacheRequest, is_it, hosts=list(hosts))
 

@@ -216,7 +216,7 @@ def test_unknown_status_is_counted(world: World, changes: Changes) -> None:
     request = world.planned(['h1', 'h2'], ['i1'])
     for _ in range(2):
         call = world.begun()
-        outcome = model.ImageOutcome('thawed', bytes_done=3)  # type: ignore[arg-type]
+        outcome = model.ImageOutcome('thawed', bytes_done=3)
         world.jobs.finish(call.job_id, call.epoch, outcome)
 
     assert world.requests.get(request.id).counts == {'thawed': 2}
