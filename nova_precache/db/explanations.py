@@ -176,9 +176,14 @@ def _explained_request(
     """Explain a request by the first of its tasks in flight, if none moves."""
     facts = page.requests[request.id]
     expected = None
-    if first is not None and page.fleet_rate:
+    if first is not None and page.fleet_rate and first.host.rate_bytes:
         seconds = waiting.seconds_until_called(page.service, first)
-        expected = None if seconds is None else seconds + request.bytes_to_come / page.fleet_rate
+        # Few hosts do not get the rate of all.
+        hosts = max(1, request.hosts_total - request.hosts_done)
+        if facts.max_parallel_hosts is not None:
+            hosts = min(hosts, facts.max_parallel_hosts)
+        rate_bytes = min(page.fleet_rate, hosts * first.host.rate_bytes)
+        expected = None if seconds is None else seconds + request.bytes_to_come / rate_bytes
     return dataclasses.replace(
         request,
         reason=waiting.request_reason(page.service, facts, first),
@@ -427,7 +432,10 @@ class _Page:
         for facts in coming:
             if waiting.waits_for_slot(self.service, facts) and facts.task.cell_uuid is not None:
                 by_cell.setdefault(facts.task.cell_uuid, set()).add(facts.host.name)
-        return turns.places(self._session, self.service.now, by_cell) if by_cell else {}
+        if not by_cell:
+            return {}
+        full = host_limits.load(self._session).saturated()
+        return turns.places(self._session, self.service.now, by_cell, full)
 
     def _turn(self, place: turns.Place, working: turns.AtWork) -> waiting.Turn:
         """Estimate when it is a host's turn: the next slot is free once one transfer has ended."""

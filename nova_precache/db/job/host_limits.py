@@ -126,15 +126,20 @@ def free_hosts(session: orm.Session, full: Collection[SaturatedRequest]) -> Sequ
     return sorted(busy - set(session.scalars(claimed)))
 
 
-def lets_run(full: Collection[SaturatedRequest]) -> sa.ColumnElement[bool]:
-    """Select jobs that at least one of the requests that want them lets run."""
+def lets_run(
+    full: Collection[SaturatedRequest], job_uuid: sa.ColumnElement[str] | None = None
+) -> sa.ColumnElement[bool]:
+    """Select jobs that at least one of the requests that want them lets run.
+
+    :param job_uuid: the column that names the job; by default, that of the table of jobs
+    """
     task = models.Task
     on_busy_host = (
         sa.and_(task.request_id == each.request_id, task.host.in_(each.hosts)) for each in full
     )
     allowed = sa.or_(task.request_id.not_in([each.request_id for each in full]), *on_busy_host)
     return sa.exists().where(
-        task.job_uuid == models.Job.uuid,
+        task.job_uuid == (models.Job.uuid if job_uuid is None else job_uuid),
         task.status.in_(model.TASK_IN_FLIGHT),
         task.open,
         allowed,

@@ -3,7 +3,8 @@
 
 In a cell, that is the order of their most urgent jobs that are due. Hosts of another cell come
 first if their jobs have a higher priority; otherwise cells take turns, and hosts of other cells
-are not counted. Only the first jobs of a queue are read.
+are not counted. Jobs that a request at its ``max_parallel_hosts`` holds up are passed over. Only
+the first jobs of a queue are read.
 """
 
 import dataclasses
@@ -16,13 +17,14 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import claim as job_claim
+from nova_precache.db.job import claim as job_claim, host_limits
 
 # In one status, for all cells of a page together.
 MOST_JOBS = 500
 _HEAD = 10
 _MOST_IDS = 2**40
 _JOB, _AGENT, _TASK = models.Job, models.Agent, models.Task
+_Full = Collection[host_limits.SaturatedRequest]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +68,11 @@ def _first_jobs(
 ) -> sa.Select[*tuple[Any, ...]]:
     """Select the first jobs of unclaimed hosts, with their number, in the order of an index.
 
-    Whether they are due is checked later: few of many that wait for a retry may be.
+    Whether they are due and may run is checked later: few of many may.
     """
     jobs = (
         sa.select(
+            _JOB.uuid,
             _JOB.host,
             _JOB.cell_uuid,
             _JOB.priority,
@@ -86,15 +89,16 @@ def _first_jobs(
     return sa.select(page, sa.func.count().over().label('jobs'))
 
 
-def _due(jobs: sa.Subquery) -> sa.Subquery:
+def _due(jobs: sa.Subquery, full: _Full) -> sa.Subquery:
     now = sa.bindparam('now', type_=sa.DateTime())
     is_due = sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now)
-    return sa.select(jobs).where(is_due).subquery()
+    due = sa.select(jobs).where(is_due)
+    return (due.where(host_limits.lets_run(full, jobs.c.uuid)) if full else due).subquery()
 
 
-def _places() -> sa.Select[*tuple[Any, ...]]:
+def _places(full: _Full = ()) -> sa.Select[*tuple[Any, ...]]:
     in_cell = _JOB.cell_uuid == sa.bindparam('cell')
-    due = _due(_first_jobs('jobs_share_idx', model.TASK_WAITING, in_cell).subquery())
+    due = _due(_first_jobs('jobs_share_idx', model.TASK_WAITING, in_cell).subquery(), full)
     hosts = (
         sa.select(
             due.c.host,
@@ -122,35 +126,50 @@ def _places() -> sa.Select[*tuple[Any, ...]]:
     )
 
 
-def _more_urgent() -> sa.Select[*tuple[Any, ...]]:
+def _more_urgent(full: _Full = ()) -> sa.Select[*tuple[Any, ...]]:
     is_more_urgent = _JOB.priority > sa.bindparam('lowest', type_=sa.Integer())
     pages = (
         _first_jobs('jobs_due_idx', [status], is_more_urgent)
         for status in sorted(model.TASK_WAITING)
     )
-    due = _due(sa.union_all(*pages).subquery())
+    due = _due(sa.union_all(*pages).subquery(), full)
+    # By the most urgent job of each, as in its own cell.
+    hosts = (
+        sa.select(
+            due.c.cell_uuid,
+            sa.func.max(due.c.priority).label('priority'),
+            sa.func.sum(due.c.bytes).label('bytes'),
+        )
+        .group_by(due.c.host, due.c.cell_uuid)
+        .subquery()
+    )
     return sa.select(
-        due.c.cell_uuid,
-        due.c.priority,
-        sa.func.count(due.c.host.distinct()).label('hosts'),
-        sa.func.sum(due.c.bytes).label('bytes'),
-    ).group_by(due.c.cell_uuid, due.c.priority)
+        hosts.c.cell_uuid,
+        hosts.c.priority,
+        sa.func.count().label('hosts'),
+        sa.func.sum(hosts.c.bytes).label('bytes'),
+    ).group_by(hosts.c.cell_uuid, hosts.c.priority)
 
 
 _PLACES, _MORE_URGENT = _places(), _more_urgent()
 
 
 def places(
-    session: orm.Session, now: datetime.datetime, hosts: Mapping[str, Collection[str]]
+    session: orm.Session,
+    now: datetime.datetime,
+    hosts: Mapping[str, Collection[str]],
+    full: _Full = (),
 ) -> Mapping[str, Place]:
     """Map hosts that wait for a slot to their places; one without a due job is left out.
 
     :param hosts: by cell
+    :param full: the requests at their limit of hosts
     """
+    in_cell, more_urgent = (_places(full), _more_urgent(full)) if full else (_PLACES, _MORE_URGENT)
     most = max(1, MOST_JOBS // max(1, len(hosts)))
     found: dict[str, tuple[str, int, Place]] = {}
     for cell, names in sorted(hosts.items()):
-        found.update(_in_cell(session, now, cell, names, most))
+        found.update(_in_cell(session, in_cell, {'now': now, 'cell': cell}, names, most))
     if not found:
         return {}
     given = {
@@ -158,18 +177,23 @@ def places(
         'most': most,
         'lowest': min(priority for _, priority, _ in found.values()),
     }
-    others = db_session.run(session, _MORE_URGENT, given).all()
+    others = db_session.run(session, more_urgent, given).all()
     return {host: _after(others, *place) for host, place in found.items()}
 
 
 def _in_cell(
-    session: orm.Session, now: datetime.datetime, cell: str, names: Collection[str], most: int
+    session: orm.Session,
+    statement: sa.Executable,
+    which: Mapping[str, Any],
+    names: Collection[str],
+    most: int,
 ) -> Mapping[str, tuple[str, int, Place]]:
     """Map hosts of a cell to it, their priority, and their place in its queue."""
+    cell = which['cell']
     # Most pages that are read begin at the head of the queue.
     for jobs in (max(1, most // _HEAD), most):
-        given = {'now': now, 'most': jobs, 'cell': cell, 'hosts': sorted(names)}
-        rows = db_session.run(session, _PLACES, given).all()
+        given = {**which, 'most': jobs, 'hosts': sorted(names)}
+        rows = db_session.run(session, statement, given).all()
         known = {
             row.host: (cell, row.priority, Place(row.hosts_before, int(row.bytes_before)))
             for row in rows

@@ -361,6 +361,23 @@ def test_paused_request_holds_its_pin(fleet: Fleet) -> None:
     assert len(set(fleet.hosts(pin))) == len(fleet.hosts(pin)) == 20
 
 
+def test_pause_before_plan_delays_no_other(fleet: Fleet) -> None:
+    pin = fleet.pin('a', hosts=20)
+    keeper = fleet.keeper()
+    keeper.run()
+    [request] = fleet.asked(pin)
+    fleet.parts.steering.pause(request.id)
+    assert fleet.pins.load() == pins.PinLoad({}, frozenset({pin.id}))
+    other = fleet.pin('b', hosts=5)
+    fleet.parts.now[0] += 61
+    fleet.parts.world.change(models.Pin, sa.true(), checked_at=LONG_AGO)
+
+    assert fleet.fill(keeper) == [4, 1]
+
+    assert len(fleet.hosts(other)) == 5
+    assert len(fleet.asked(pin)) == 1
+
+
 def test_ended_pin_requests_nothing_more(fleet: Fleet) -> None:
     pin = fleet.pin('a', hosts=20)
     keeper = fleet.keeper()

@@ -536,6 +536,46 @@ def test_waiting_request_has_eta(living: World) -> None:
     assert now.eta_seconds == 5 + 200 / 10
 
 
+def two_slots() -> int:
+    return 2
+
+
+def test_few_hosts_get_no_fleet_rate(living: World) -> None:
+    request = living.planned(['h1', 'h2'], ['i1'])
+    for host in ('h1', 'h2'):
+        living.begun()
+        report(living, host, 10, done=50)
+    alone = living.planned(['h3'], ['i1', 'i2'])
+
+    tasks = etas(living, alone, precache_concurrency=two_slots)
+    assert tasks == {'h3 i1': 2.5 + 100 / 10, 'h3 i2': 2.5 + 200 / 10}
+    assert shown(living, alone, precache_concurrency=two_slots).eta_seconds == tasks['h3 i2']
+    assert shown(living, request, precache_concurrency=two_slots).eta_seconds == 100 / 20
+
+
+def test_limit_of_hosts_lengthens_eta(living: World) -> None:
+    for host in ('h1', 'h2', 'h3'):
+        cached_before(living, host, seconds=50)
+    one_by_one = model.RequestOptions(max_parallel_hosts=1)
+    request = living.planned(['h1', 'h2', 'h3'], ['i1'], options=one_by_one)
+
+    assert shown(living, request).eta_seconds == 300 / 2
+
+
+@pytest.mark.parametrize(('priority', 'cell_uuid'), [(0, None), (1, 'far')])
+def test_hosts_beyond_limit_not_before(living: World, priority: int, cell_uuid: str | None) -> None:
+    limited = model.RequestOptions(max_parallel_hosts=1)
+    hosts = ['h1', 'h2', 'h3']
+    living.planned(hosts, ['i1'], cell_uuid=cell_uuid, options=limited, priority=priority)
+    living.begun()
+    living.living('h4')
+    request = living.planned(['h4'], ['i1'])
+
+    assert reasons(living, request, precache_concurrency=one_slot) == {
+        'h4': 'waits for a slot: 1 of 1 hosts are at work, 0 hosts before it'
+    }
+
+
 SCANNED = ('cache_tasks', 'jobs', 'claims', 'agents', 'cached_images')
 
 

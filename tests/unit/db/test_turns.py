@@ -84,6 +84,15 @@ def test_more_urgent_hosts_of_other_cells_counted(world: World) -> None:
     assert places(world, 'f2', cell=far) == {'f2': turns.Place(2, 200)}
 
 
+def test_host_of_other_cell_counted_once(world: World) -> None:
+    far = world.inventory.create_cell('far', 'fake:///far')
+    world.planned(['f1'], ['i1'], cell_uuid=far.uuid, priority=1)
+    world.planned(['f1'], ['i2'], cell_uuid=far.uuid, priority=2)
+    world.planned(['h1'], ['i1'])
+
+    assert places(world, 'h1') == {'h1': turns.Place(1, 200)}
+
+
 def test_far_places_not_counted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, 'MOST_JOBS', 4)
     world.planned([f'h{number}' for number in range(6)], ['i1', 'i2'])
