@@ -216,6 +216,15 @@ class Deployment:
         except requests.ConnectionError:
             return False
 
+    def shows_hosts_up(self) -> bool:
+        """Return whether all hosts are up in the database that the API uses."""
+        if not self._answers():
+            return False
+        answer = requests.get(f'{self.service.precache_url}/hosts', timeout=60)
+        hosts = answer.json()['hosts'] if answer.ok else []
+        up = {each['host'] for each in hosts if each['status'] == 'up'}
+        return {host.name for host in self.hosts} <= up
+
     def claimed_hosts(self) -> list[str]:
         found = self.query('SELECT host FROM claims WHERE conductor_id IS NOT NULL')
         return [host for (host,) in found]
@@ -284,7 +293,7 @@ class Deployment:
         for name in names:
             self.configure(name, changes)
             self.start(name)
-        self.wait_until_hosts_are_up()
+        doors.wait_until(self.shows_hosts_up, 'the API shows all hosts up')
         try:
             yield
         finally:

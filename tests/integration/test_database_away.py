@@ -43,13 +43,7 @@ def _moved(deployment: Deployment, url: str, **options: Mapping[str, object]) ->
         stock.map_host(host.name, cells[host.cell].uuid)
     database.dispose()
     with deployment.configured((*CONDUCTORS, API), changes):
-        wait_until(lambda: _all_are_up(deployment), 'all hosts are up')
         yield
-
-
-def _all_are_up(deployment: Deployment) -> bool:
-    hosts = deployment.service.get('/hosts')['hosts']
-    return [host['status'] for host in hosts] == ['up'] * len(deployment.hosts)
 
 
 def _assert_said(answer: requests.Response) -> None:
@@ -135,7 +129,7 @@ def test_database_outage_is_no_host_silence(
         answer = wait_until(lambda: _accepted(service, aggregate_id, image_id), 'it is accepted')
         request = service.wait(answer.headers['Location'].rsplit('/', 1)[1])
         tasks = service.tasks(request['id'])
-        wait_until(lambda: _all_are_up(deployment), 'all hosts are up')
+        wait_until(deployment.shows_hosts_up, 'all hosts are up')
         after = _agent_ids(deployment)
 
     assert {task['status']: task['reason'] for task in tasks} == {'cached': None}

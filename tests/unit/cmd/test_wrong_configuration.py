@@ -40,7 +40,7 @@ def _run(
         text=True,
         timeout=120,
         check=False,
-        env={**os.environ, 'HOME': str(home)},
+        env={**os.environ, 'HOME': str(home), 'COLUMNS': '400'},  # no path is wrapped
     )
 
 
