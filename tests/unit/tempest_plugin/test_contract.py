@@ -10,7 +10,12 @@ from nova_precache.api import routes
 from nova_precache_tempest_plugin.services import contract
 
 URL = 'http://precache.example.org:8776/image/v1/pins'
-HEADERS = {'openstack-api-version': 'image-precache 1.0', 'x-openstack-request-id': 'req-1'}
+HEADERS = {
+    'openstack-api-version': 'image-precache 1.0',
+    'x-openstack-request-id': 'req-1',
+    'etag': '"0a1b"',
+    'cache-control': 'private, no-cache',
+}
 REFUSAL = {'badRequest': {'code': 400, 'message': 'Invalid input for field/attribute pin.'}}
 
 
