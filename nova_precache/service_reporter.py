@@ -51,11 +51,11 @@ class ServiceReporter:
 
     def start(self) -> None:
         """Start to report, in the background and under a new id."""
-        running = _Running(self._store, self._new_process(), self._report_seconds)
+        running = _Running(
+            self._store, self._new_process(), self._report_seconds, self._first_seconds
+        )
         self._running = running
-        threading.Thread(
-            target=running.run, args=(self._first_seconds,), name='service-reports', daemon=True
-        ).start()
+        running.thread.start()
 
     def stop(self) -> None:
         """Report that this process stops; do not wait long for a database that is away."""
@@ -87,23 +87,30 @@ class _Running:
     """The reports of one process."""
 
     def __init__(
-        self, store: ServiceStore, process: model.ServiceProcess, report_seconds: float
+        self,
+        store: ServiceStore,
+        process: model.ServiceProcess,
+        report_seconds: float,
+        first_seconds: float,
     ) -> None:
         self._store = store
         self.process = process
         self._report_seconds = report_seconds
+        self._first_seconds = first_seconds
+        self.thread = threading.Thread(target=self._run, name='service-reports', daemon=True)
         self.stopping = threading.Event()
         self._has_replaced = False
         self._logged: str | None = None
 
-    def run(self, first_seconds: float) -> None:
-        seconds = first_seconds
+    def _run(self) -> None:
+        seconds = self._first_seconds
         while not self.stopping.wait(seconds):
             self._report()
             seconds = self._report_seconds
 
     def stop(self) -> None:
         self.stopping.set()
+        self.thread.join(STOP_SECONDS)  # a later report would say that it runs
         try:
             with deadline.within(STOP_SECONDS):
                 self._store.stop(self.process.id)

@@ -75,6 +75,31 @@ def test_process_reports_until_it_stops(
     assert store.stopped == [first[0].id]
 
 
+def test_stop_comes_after_last_report() -> None:
+    reports, may_go_on, order = threading.Event(), threading.Event(), list[str]()
+
+    class SlowStore(Store):
+        def report(self, process: model.ServiceProcess, *, replaces: bool) -> bool:
+            reports.set()
+            may_go_on.wait(WAIT_SECONDS)
+            order.append('report')
+            return True
+
+        def stop(self, process_id: str) -> None:
+            order.append('stop')
+
+    made = service_reporter.ServiceReporter(SlowStore(), model.Binary.API, 'ctl1', '1.0', 60)
+    made.start()
+    assert reports.wait(WAIT_SECONDS)
+    stopping = threading.Thread(target=made.stop)
+    stopping.start()
+    stopping.join(0.1)
+    may_go_on.set()
+    stopping.join()
+
+    assert order == ['report', 'stop']
+
+
 def test_each_start_has_new_id(store: Store, reporter: service_reporter.ServiceReporter) -> None:
     reporter.start()
     [(first, _)] = store.wait(1)
