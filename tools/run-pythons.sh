@@ -1,16 +1,22 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Run the unit tests, and those under eventlet, with each tested Python of this machine except
-# that of .venv, with which tools/run-tests.sh runs all tests. Each has an environment of its own,
-# such as .venv-3.12. Arguments, such as "3.13", select versions.
+# Run the unit tests, and those under eventlet, with the newest tested Python of this machine that
+# is not that of .venv, with which tools/run-tests.sh runs all tests. It has an environment of its
+# own, such as .venv-3.13. Arguments, such as "3.12 3.13", select versions.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 cd "$ROOT"
 failed=0
 here=()
-for version in "${@:-${PYTHONS[@]}}"; do
-    if [[ $# == 0 ]] && is_usable "$VENV/bin/python" "$version"; then
+versions=("$@")
+if [[ $# == 0 ]]; then
+    mapfile -t versions < <(printf '%s\n' "${PYTHONS[@]}" | tac)
+fi
+for version in "${versions[@]}"; do
+    if [[ $# == 0 && ${#here[@]} -gt 0 ]]; then
+        say "Python $version: run it with tools/run-pythons.sh $version"
+    elif [[ $# == 0 ]] && is_usable "$VENV/bin/python" "$version"; then
         say "Python $version: that of $VENV, which runs all tests"
     elif python=$(find_version "$version"); then
         say "Python $version: $python"
@@ -26,18 +32,11 @@ for version in "${here[@]}"; do
         bash -c 'source tools/common.sh && setup test'
 done
 
-# run NAME COMMAND...: run a command with all of these versions in parallel.
-run() {
-    local name=$1 version
-    shift
-    for version in "${here[@]}"; do
-        beside "$name-$version" env "PATH=$ROOT/.venv-$version/bin:$PATH" "$@"
-    done
-    for version in "${here[@]}"; do
-        collect "$name-$version" || failed=1
-    done
-}
-
-run unit pytest tests/unit
-run eventlet python -m tests.under_eventlet
+for version in "${here[@]}"; do
+    path=$ROOT/.venv-$version/bin:$PATH
+    beside "unit-$version" env "PATH=$path" pytest tests/unit
+    beside "eventlet-$version" env "PATH=$path" python -m tests.under_eventlet
+    collect "unit-$version" || failed=1
+    collect "eventlet-$version" || failed=1
+done
 exit $failed
