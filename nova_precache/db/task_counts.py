@@ -45,8 +45,12 @@ class Total:
     rate_bytes: int = 0
 
     def __add__(self, other: 'Total') -> 'Total':
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Total(*map(sum, pairs))
+        return Total(
+            self.tasks + other.tasks,
+            self.bytes_done + other.bytes_done,
+            self.bytes_total + other.bytes_total,
+            self.rate_bytes + other.rate_bytes,
+        )
 
 
 _TASK, _COUNT = db_session.table(models.Task).c, db_session.table(models.TaskCount).c

@@ -22,6 +22,7 @@ from oslo_db import exception as db_exception
 from nova_precache import deadline, exception
 
 # A living server answers a ping at once, however busy it is.
+_STEP_SECONDS = 0.125
 PING_SECONDS = 3.0
 _STARTS_OR_STOPS = re.compile('starting up|shutting down|recovery|connections|slots|clients')
 # After a silence, one caller checks whether it is over; the others do not wait.
@@ -177,8 +178,13 @@ def _pymysql(limits: TimeLimits) -> Any:
 
 
 def _of_socket(seconds: float) -> float | None:
-    """Return the timeout of a socket, None for no limit; never 0, which would not wait at all."""
-    return max(0.001, seconds) if math.isfinite(seconds) else None
+    """Return the timeout of a socket, None for no limit; never 0, which would not wait at all.
+
+    In steps: the driver sets it again for each packet if it has changed.
+    """
+    if not math.isfinite(seconds):
+        return None
+    return max(0.001, math.ceil(seconds / _STEP_SECONDS) * _STEP_SECONDS)
 
 
 @functools.cache
