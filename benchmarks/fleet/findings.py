@@ -117,7 +117,7 @@ def watched(found: Reads) -> Table:
         f'{each.watchers:,}',
         f'{each.reads:.0f}',
         f'{each.unchanged_share * 100:.0f} %',
-        f'{each.failed_share * 100:.0f} %',
+        f'{each.lost_share * 100:.0f} %',
         f'{each.p50_ms:.1f}',
         f'{each.api_cores:.2f}',
         f'{each.database_cores:.2f}',
@@ -180,7 +180,7 @@ def _reads(found: Reads) -> Iterable[Finding]:
         yield Finding(f'{found.tasks:,} tasks: {each.what}, p50', each.p50_ms, 'ms', target)
     what = f'{found.tasks:,} tasks: {found.watched.watchers:,} clients that wait'
     yield Finding(what, found.watched.cores, 'cores', WATCHED_TARGET_CORES)
-    yield Finding(f'{what}: failed reads', found.watched.failed_share * 100, '%', 0)
+    yield Finding(f'{what}: failed reads', found.watched.lost_share * 100, '%', 0)
 
 
 def _first_calls(found: Iterable[Claims]) -> Iterable[Finding]:

@@ -108,6 +108,11 @@ class Watched:
     database_cores: float
 
     @property
+    def lost_share(self) -> float:
+        """The failed share; all of it if no read was answered."""
+        return self.failed_share if self.reads else 1.0
+
+    @property
     def cores(self) -> float:
         return self.api_cores + self.database_cores
 

@@ -5,6 +5,8 @@ Each round checks every active pin on all hosts. The hosts that lack an image, o
 would soon be old enough for removal, are the backlog of the pin. Between two rounds the pins are
 topped up: as their work ends, the next hosts of the backlogs are checked again and requested with
 a lower priority than users' requests, so that free slots stay in use and little work is queued.
+Hosts of a cell that no conductor hears are not requested until it is heard again, and those that
+were requested before do not count meanwhile: they delay no other.
 :func:`choose` decides without I/O what a pin needs, and :func:`room` for how many hosts.
 """
 
@@ -19,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from nova_precache import context, exception, model, outages
 from nova_precache.cells import inventory
 from nova_precache.conductor import image_access, liveness, planner
-from nova_precache.db import caches, pins, requests
+from nova_precache.db import agents, caches, pins, requests
 from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
@@ -187,18 +189,33 @@ class _Backlog:
 
     :ivar aggregate: without its hosts
     :ivar last_number: of the pin's newest request at that time
+    :ivar unheard: cell uuid to further hosts, which wait until their cell is heard
     """
 
     pin: model.Pin
     aggregate: model.Aggregate
     hosts: collections.deque[str]
     last_number: int
+    unheard: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def take(self, count: int) -> list[str]:
         return [self.hosts.popleft() for _ in range(min(count, len(self.hosts)))]
 
     def put_back(self, hosts: Sequence[str]) -> None:
         self.hosts.extendleft(reversed(hosts))
+
+    def set_aside(self, cell_of_hosts: Mapping[str, str]) -> None:
+        for host, cell_uuid in cell_of_hosts.items():
+            self.unheard.setdefault(cell_uuid, []).append(host)
+
+    def resume(self, unheard_cells: Collection[str]) -> None:
+        """Append the hosts whose cells are heard again."""
+        for cell_uuid in self.unheard.keys() - unheard_cells:
+            self.hosts.extend(self.unheard.pop(cell_uuid))
+
+    def clear(self) -> None:
+        self.hosts.clear()
+        self.unheard.clear()
 
 
 class Reconciler:
@@ -312,12 +329,23 @@ class Reconciler:
         unreached = self._unreached(aggregate.hosts)
         hosts = [host for host in aggregate.hosts if host not in unreached]
         choice = self._choose(taken, hosts, left)
+        unheard = self._in_cells(list(choice.wanted), self._pins.unheard_cells())
         asked = self._pins.asked(pin.id)
+        unreached |= dict.fromkeys(unheard, agents.UNHEARD)
         reason = _problems(asked.unfinished, unreached, choice)
         if self._pins.checked(pin.id, self._conductor_id, reason, gone) and choice.wanted:
             without_hosts = dataclasses.replace(aggregate, hosts=())
-            hosts_left = collections.deque(choice.wanted)
-            self._backlogs[pin.id] = _Backlog(pin, without_hosts, hosts_left, asked.last_number)
+            hosts_left = collections.deque(each for each in choice.wanted if each not in unheard)
+            backlog = _Backlog(pin, without_hosts, hosts_left, asked.last_number)
+            backlog.set_aside(unheard)
+            self._backlogs[pin.id] = backlog
+
+    def _in_cells(self, hosts: Sequence[str], cell_uuids: Collection[str]) -> dict[str, str]:
+        """Map those of the hosts that are in one of the cells to the cell, in the same order."""
+        if not cell_uuids:
+            return {}
+        cells = self._inventory.cell_of_hosts(hosts)
+        return {host: cells[host] for host in hosts if cells.get(host) in cell_uuids}
 
     def _unreached(self, hosts: Sequence[str]) -> dict[str, str]:
         """Map the hosts that would get no task now to the reason."""
@@ -364,8 +392,14 @@ class Reconciler:
         if not self._backlogs:
             return
         load = self._pins.load()
+        for backlog in self._backlogs.values():
+            backlog.resume(load.unheard_cells)
         outstanding = collections.Counter(load.hosts)
-        filling = [pin_id for pin_id in self._backlogs if pin_id not in load.paused]
+        filling = [
+            pin_id
+            for pin_id, backlog in self._backlogs.items()
+            if backlog.hosts and pin_id not in load.paused
+        ]
         for pin_id in filling:
             if room(pin_id, outstanding, filling, self.rules.slots):
                 backlog = self._backlogs.pop(pin_id)
@@ -391,7 +425,7 @@ class Reconciler:
             LOG.exception('Filling pin %s failed', pin.id)
             self._pins.note(pin.id, f'unexpected {type(exc).__name__}')
         else:
-            if backlog.hosts:
+            if backlog.hosts or backlog.unheard:
                 self._backlogs[pin.id] = backlog
 
     def _fill(self, backlog: _Backlog, filling: Collection[str]) -> Iterator[Batch]:
@@ -402,13 +436,14 @@ class Reconciler:
         while backlog.hosts:
             read = self._pins.read(pin.id)
             if read is None or _is_over(read) or not images:
-                backlog.hosts.clear()  # the next round ends the pin
+                backlog.clear()  # the next round ends the pin
                 return
             # Before all that the choice depends on: a request of this pin that another conductor
             # makes meanwhile has this key, and is returned instead of a further one.
             asked = self._pins.asked(pin.id, backlog.last_number)
-            most = room(pin.id, self._pins.load().hosts, filling, self.rules.slots)
-            batch = self._next_batch(read, backlog, images, most)
+            load = self._pins.load()
+            most = room(pin.id, load.hosts, filling, self.rules.slots)
+            batch = self._next_batch(read, backlog, images, most, load.unheard_cells)
             if batch is None:
                 return
             if not self._request(backlog, batch, f'pin {pin.id} after {asked.last_number}'):
@@ -417,13 +452,21 @@ class Reconciler:
             yield batch
 
     def _next_batch(
-        self, read: pins.PinAt, backlog: _Backlog, images: Sequence[model.Image], most: int
+        self,
+        read: pins.PinAt,
+        backlog: _Backlog,
+        images: Sequence[model.Image],
+        most: int,
+        unheard_cells: Collection[str],
     ) -> Batch | None:
         """Take the next hosts that need the same images; None without room or need."""
         portion = most
         while some := backlog.take(portion):
-            unreached = self._unreached(some)
-            hosts = [host for host in some if host not in unreached]
+            unheard = self._in_cells(some, unheard_cells)
+            backlog.set_aside(unheard)
+            heard = [host for host in some if host not in unheard]
+            unreached = self._unreached(heard)
+            hosts = [host for host in heard if host not in unreached]
             choice = self._choose(read, hosts, images)
             if choice.wanted:
                 first = choice.batches[0]

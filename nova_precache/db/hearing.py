@@ -45,6 +45,9 @@ class Heard:
 _OF_CELLS = sa.select(models.Hearing.cell_uuid, models.Hearing.since, models.Hearing.until).where(
     models.Hearing.cell_uuid != SERVICES
 )
+_UNHEARD = sa.select(models.Hearing.cell_uuid).where(
+    models.Hearing.cell_uuid != SERVICES, models.Hearing.until < db_session.database_now()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +120,11 @@ def of_cells(session: orm.Session, cell_uuids: Collection[str]) -> Mapping[str, 
 def every(session: orm.Session) -> Mapping[str, Heard]:
     """Map all cells with a row to when they could be heard."""
     return {uuid: Heard(since, until) for uuid, since, until in db_session.run(session, _OF_CELLS)}
+
+
+def unheard(session: orm.Session) -> frozenset[str]:
+    """Return the cells that are not heard now; one without a row may be."""
+    return frozenset(db_session.run(session, _UNHEARD).scalars())
 
 
 def anywhere(session: orm.Session, now: datetime.datetime) -> Heard | None:

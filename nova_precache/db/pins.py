@@ -18,7 +18,7 @@ from oslo_utils import timeutils
 from sqlalchemy import orm
 
 from nova_precache import exception, model
-from nova_precache.db import pages
+from nova_precache.db import hearing, pages
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.request import queries
 
@@ -75,12 +75,14 @@ class PinLoad:
     """The unfinished work of all pins, including those that have ended.
 
     :ivar hosts: pin id to the number of hosts that use a slot or wait for one; a host whose
-        next attempt is not due yet does neither
+        next attempt is not due yet does neither, and no host of an unheard cell counts
     :ivar paused: pins with a paused request
+    :ivar unheard_cells: uuids of the cells that no conductor hears
     """
 
     hosts: Mapping[str, int]
     paused: frozenset[str]
+    unheard_cells: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,20 +280,27 @@ class Pins:
             return PinRequests(session.scalars(last).one() or 0, found)
 
     def load(self) -> PinLoad:
-        """Count the hosts in the unfinished requests of each pin, in two statements.
+        """Count the hosts in the unfinished requests of each pin, in three statements.
 
-        They return a row for each pin and each unplanned request.
+        They return a row for each pin, each unplanned request and each unheard cell.
         """
         hosts: collections.Counter[str] = collections.Counter()
         with self._database.reader() as session:
             unplanned = session.execute(_UNPLANNED).all()
-            planned = session.execute(_PLANNED_LOAD).all()
+            unheard = hearing.unheard(session)
+            planned = session.execute(_PLANNED_LOAD, {'unheard': sorted(unheard)}).all()
         paused = {row.pin_id for row in (*unplanned, *planned) if row.paused}
         for row in unplanned:
             hosts[row.pin_id] += 0 if row.paused else len(row.hosts or ())
         for row in planned:
             hosts[row.pin_id] += row.hosts
-        return PinLoad({pin: count for pin, count in hosts.items() if count}, frozenset(paused))
+        counted = {pin: count for pin, count in hosts.items() if count}
+        return PinLoad(counted, frozenset(paused), unheard)
+
+    def unheard_cells(self) -> frozenset[str]:
+        """Return the cells that no conductor hears; none of their hosts is to be requested."""
+        with self._database.reader() as session:
+            return hearing.unheard(session)
 
     def in_flight(
         self, pin_id: str, hosts: Collection[str] | None = None
@@ -354,7 +363,12 @@ _UNPLANNED = sa.select(_REQUEST.pin_id, _REQUEST.hosts, _PAUSED.label('paused'))
 _IS_DUE = sa.or_(
     _TASK.next_attempt_at.is_(None), _TASK.next_attempt_at <= db_session.database_now()
 )
-_NEEDS_SLOT = sa.or_(_TASK.status.in_(model.TASK_WORKING), sa.and_(_TASK.open, _IS_DUE))
+_MAY_BE_HEARD = sa.or_(
+    _TASK.cell_uuid.is_(None), _TASK.cell_uuid.not_in(sa.bindparam('unheard', expanding=True))
+)
+_NEEDS_SLOT = sa.and_(
+    sa.or_(_TASK.status.in_(model.TASK_WORKING), sa.and_(_TASK.open, _IS_DUE)), _MAY_BE_HEARD
+)
 _PLANNED_LOAD = (
     sa.select(
         _REQUEST.pin_id,

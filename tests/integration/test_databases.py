@@ -195,6 +195,11 @@ def test_unfinished_hosts_of_pins_counted(database: session.Database) -> None:
     assert store.asked(made.id, 1).unfinished.keys() > {first.id}
     assert store.tried(made.id, 600, [done.host, 'h9']).keys() == {(done.host, done.image_id)}
     assert store.tried(made.id, 600, ['h9']) == {}
+    world.hears()
+    is_it = models.Hearing.cell_uuid == world.cell.uuid
+    world.change(models.Hearing, is_it, until=LONG_AGO)
+    unplanned, cells = {made.id: 2}, frozenset({world.cell.uuid})
+    assert store.load() == pins.PinLoad(unplanned, frozenset({other.id}), cells)
 
 
 def test_services_stop_and_replace(database: session.Database) -> None:

@@ -144,6 +144,16 @@ def test_failed_reads_are_reported() -> None:
     ]
 
 
+def test_missing_reads_are_reported() -> None:
+    fast = _reads(5.0, 10.0, 0.0)
+    found = dataclasses.replace(fast, watched=dataclasses.replace(fast.watched, reads=0.0))
+
+    assert [each.what for each in findings.targets(looked=[found]) if not each.is_met] == [
+        '100,000 tasks: 200 clients that wait: failed reads'
+    ]
+    assert findings.watched(found).rows[0][3] == '100 %'
+
+
 def test_quadratic_claims_are_reported() -> None:
     small = claims.Claims('sqlite', 1000, 0.3, 2.0, 0.3, 1.5)
     large = claims.Claims('sqlite', 10_000, 1.1, 31.0, 1.1, 15.0)

@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 
 from nova_precache import exception, model
 from nova_precache.conductor import pin_loop, pins as keeping, tracker
-from nova_precache.db import caches, pins, requests
+from nova_precache.db import agents, caches, pins, requests
 from nova_precache.db.engine import models, session
 from tests.unit.conductor.conftest import POLICY, Parts
 from tests.unit.conftest import BROKEN, LONG_AGO, WAIT_SECONDS
@@ -31,6 +32,7 @@ class Fleet:
     ended: pin_loop.EndedPins = dataclasses.field(default_factory=pin_loop.EndedPins)
     rules: keeping.PinRules = RULES
     most_outstanding: int = 0
+    away: set[str] = dataclasses.field(default_factory=set)
 
     def keeper(
         self, conductor: str = 'c1', request_store: requests.Requests | None = None
@@ -49,12 +51,43 @@ class Fleet:
             clock=lambda: self.parts.now[0],
         )
 
-    def pin(self, name: str, hosts: int, images: int = 1, **fields: Any) -> model.Pin:
-        """Pin new images to a new aggregate of living hosts, such as ``a0``, ``a1``."""
+    def pin(
+        self,
+        name: str,
+        hosts: int,
+        images: int = 1,
+        cells: Sequence[model.Cell] = (),
+        **fields: Any,
+    ) -> model.Pin:
+        """Pin new images to a new aggregate of living hosts, such as ``a0``, ``a1``.
+
+        :param cells: of the hosts, in turns; by default the world's cell
+        """
+        world = self.parts.world
         made = tuple(self.parts.images.add(b'some data').id for _ in range(images))
-        aggregate = self.parts.world.aggregate([f'{name}{n}' for n in range(hosts)])
+        aggregate = world.inventory.create_aggregate(f'aggregate-{name}')
+        for number, cell in zip(range(hosts), itertools.cycle(cells or [world.cell])):
+            world.living(f'{name}{number}', cell)
+            aggregate = world.inventory.add_host(aggregate.id, f'{name}{number}')
         new = {'aggregate': aggregate, 'images': made, 'project_id': 'p1', **fields}
         return self.pins.create(pins.NewPin(**new))
+
+    def cell(self) -> model.Cell:
+        """Make another cell, which is heard as the world's cell is."""
+        world = self.parts.world
+        made = world.inventory.create_cell('cell2', 'fake:///cell2')
+        world.hears(world.cell.uuid, made.uuid)
+        return made
+
+    def silence(self, cell: model.Cell) -> None:
+        """Let no conductor hear or call a cell any more."""
+        is_it = models.Hearing.cell_uuid == cell.uuid
+        self.parts.world.change(models.Hearing, is_it, until=LONG_AGO)
+        self.away.add(cell.uuid)
+
+    def hear_again(self, cell: model.Cell) -> None:
+        self.parts.world.hears(cell.uuid)
+        self.away.discard(cell.uuid)
 
     def plan(self) -> None:
         """Plan every request, and note how many hosts are outstanding."""
@@ -66,7 +99,8 @@ class Fleet:
         """Call as many hosts as there are slots, each for all its images; return their names."""
         self.plan()
         slots = self.rules.slots
-        claimed = self.parts.world.jobs.claim_hosts('c1', slots, (), slots)
+        avoided = self.away.union(self.parts.breakers.avoid())
+        claimed = self.parts.world.jobs.claim_hosts('c1', slots, avoided, slots)
         for each in claimed:
             self.parts.caller().serve(each.claim, lambda: False, each.first)
         return [each.claim.host for each in claimed]
@@ -246,6 +280,146 @@ def test_host_down_since_round_left_out(fleet: Fleet) -> None:
     fleet.fill(keeper)
 
     assert sorted(fleet.hosts(pin)) == sorted(f'a{n}' for n in range(16) if n != 9)
+
+
+def test_down_hosts_delay_no_other(fleet: Fleet) -> None:
+    stuck = fleet.pin('a', hosts=20)
+    keeper = fleet.keeper()
+    keeper.run()
+    fleet.plan()
+    for host in range(20):
+        fleet.parts.world.dead(f'a{host}')
+    live = fleet.pin('b', hosts=12)
+    fleet.parts.now[0] += 61
+
+    fleet.fill(keeper)
+
+    assert len(fleet.hosts(live)) == 12
+    assert len(fleet.hosts(stuck)) == 2 * SLOTS  # those are not requested again
+    assert fleet.pins.load().hosts == {}
+
+
+# Cells that cannot be called, or that no conductor hears
+
+
+def test_uncallable_cell_delays_no_other(fleet: Fleet) -> None:
+    cell = fleet.cell()
+    stuck = fleet.pin('a', hosts=20, cells=[cell])
+    compute = fleet.parts.compute
+    for host in range(20):
+        compute.script(
+            f'a{host}', stuck.images[0], compute.fails(exception.CellUnreachable('no answer'))
+        )
+    keeper = fleet.keeper()
+    keeper.run()
+    fleet.image_time()
+    assert fleet.pins.load() == pins.PinLoad({}, frozenset())  # all of them wait for a while
+    live = fleet.pin('b', hosts=12)
+    fleet.parts.now[0] += 61
+
+    fleet.fill(keeper)
+
+    assert len(fleet.hosts(live)) == 12
+
+
+def test_unheard_cell_delays_no_other(fleet: Fleet) -> None:
+    cell = fleet.cell()
+    stuck = fleet.pin('a', hosts=20, cells=[cell])
+    keeper = fleet.keeper()
+    keeper.run()
+    fleet.plan()
+    fleet.silence(cell)
+    live = fleet.pin('b', hosts=12)
+    fleet.parts.now[0] += 61
+
+    assert fleet.fill(keeper) == [4, 4, 4]
+
+    assert (len(fleet.hosts(stuck)), len(fleet.hosts(live))) == (2 * SLOTS, 12)
+    assert fleet.pins.load() == pins.PinLoad({}, frozenset(), frozenset({cell.uuid}))
+
+
+def test_pin_fills_its_heard_cell(fleet: Fleet) -> None:
+    cell = fleet.cell()
+    pin = fleet.pin('a', hosts=40, cells=[cell, fleet.parts.world.cell])
+    keeper = fleet.keeper()
+    keeper.run()
+    fleet.plan()
+    fleet.silence(cell)
+
+    assert sum(fleet.fill(keeper)) == 20
+
+    asked = {int(host.removeprefix('a')) for host in fleet.hosts(pin)}
+    assert {number for number in asked if number % 2} == set(range(1, 40, 2))
+    assert len(fleet.hosts(pin)) == 20 + SLOTS  # half of the first request
+
+
+def test_cell_heard_again_is_not_flooded(fleet: Fleet) -> None:
+    cell = fleet.cell()
+    pin = fleet.pin('a', hosts=20, cells=[cell])
+    keeper = fleet.keeper()
+    keeper.run()
+    fleet.plan()
+    fleet.silence(cell)
+    keeper.run([pin.id])
+    fleet.hear_again(cell)
+
+    keeper.run([pin.id])
+    assert fleet.pins.load().hosts == {pin.id: 2 * SLOTS}
+    assert len(fleet.hosts(pin)) == 2 * SLOTS
+
+    assert fleet.fill(keeper) == [4] * 5
+    assert len(set(fleet.hosts(pin))) == len(fleet.hosts(pin)) == 20
+    assert fleet.most_outstanding == 2 * SLOTS
+
+
+def test_flapping_cell_gathers_no_requests(fleet: Fleet) -> None:
+    cell = fleet.cell()
+    stuck, live = fleet.pin('a', hosts=40, cells=[cell]), fleet.pin('b', hosts=40)
+    keeper = fleet.keeper()
+    keeper.run()
+    for _ in range(4):
+        fleet.plan()
+        fleet.silence(cell)
+        for _ in range(2):
+            keeper.run([live.id])
+            fleet.plan()
+        fleet.hear_again(cell)
+        keeper.run([stuck.id])
+
+    assert (len(fleet.hosts(stuck)), len(fleet.hosts(live))) == (SLOTS, 2 * SLOTS)
+
+
+def test_hosts_wait_until_cell_is_heard(fleet: Fleet) -> None:
+    cell = fleet.cell()
+    fleet.silence(cell)
+    pin = fleet.pin('a', hosts=6, cells=[cell, fleet.parts.world.cell])
+    keeper = fleet.keeper()
+    fleet.fill(keeper)
+    assert fleet.hosts(pin) == ['a1', 'a3', 'a5']
+    unreached = f'hosts not reached: 3, such as a0: {agents.UNHEARD}'
+    assert fleet.pins.get(pin.id).reason == unreached
+    assert keeper.seconds_to_wait(5) == 5
+
+    fleet.hear_again(cell)
+    assert fleet.fill(keeper) == [3]
+
+    assert fleet.hosts(pin)[3:] == ['a0', 'a2', 'a4']
+    assert keeper.seconds_to_wait(5) == 60
+
+
+def test_pin_over_forgets_unheard_hosts(fleet: Fleet) -> None:
+    cell = fleet.cell()
+    fleet.silence(cell)
+    pin = fleet.pin('a', hosts=6, cells=[cell])
+    keeper = fleet.keeper()
+    keeper.run()
+    fleet.pins.end(pin.id, 'enough')
+    fleet.hear_again(cell)
+
+    fleet.fill(keeper)
+
+    assert fleet.asked(pin) == []
+    assert keeper.seconds_to_wait(5) == 60
 
 
 # Several pins
@@ -596,6 +770,25 @@ def test_top_up_cost_independent_of_fleet(fleet: Fleet) -> None:
 
     assert costs[0].statements == costs[1].statements <= 40
     assert costs[1].steps < 1.5 * costs[0].steps
+
+
+def test_unheard_hosts_cost_no_statements(fleet: Fleet) -> None:
+    cell, world = fleet.cell(), fleet.parts.world
+    fleet.silence(cell)
+    costs = []
+    for name, unheard in (('a', 10), ('b', 60)):
+        pin = fleet.pin(name, unheard + 16, cells=[*[cell] * unheard, *[world.cell] * 16])
+        keeper = fleet.keeper()
+        keeper.run()
+        fleet.image_time()
+        with _counted(world.database) as work:
+            keeper.run(fleet.ended.take())
+        assert len(fleet.hosts(pin)) == 3 * SLOTS
+        fleet.pins.end(pin.id, 'enough')
+        fleet.fill(keeper)
+        costs.append(work.statements)
+
+    assert costs[0] == costs[1] <= 45
 
 
 def _cost_of_top_up(fleet: Fleet, name: str, hosts: int) -> Work:

@@ -276,6 +276,24 @@ def test_load_counts_hosts_that_need_slots(world: World, store: pins.Pins) -> No
     assert store.load() == pins.PinLoad({made.id: 4}, frozenset({other.id, early.id}))
 
 
+def test_load_leaves_out_unheard_cells(world: World, store: pins.Pins) -> None:
+    made = _create(store)
+    other = world.inventory.create_cell('cell2', 'fake:///cell2')
+    world.planned(['h1', 'h2'], ['i1'], pin_id=made.id)
+    world.planned(['h3'], ['i1'], other.uuid, pin_id=made.id)
+    assert store.load() == pins.PinLoad({made.id: 3}, frozenset())  # as cells without a record
+    world.hears(world.cell.uuid, other.uuid)
+    assert store.load() == pins.PinLoad({made.id: 3}, frozenset())
+
+    is_it = models.Hearing.cell_uuid == world.cell.uuid
+    world.change(models.Hearing, is_it, until=LONG_AGO)
+    assert store.unheard_cells() == {world.cell.uuid}
+    assert store.load() == pins.PinLoad({made.id: 1}, frozenset(), frozenset({world.cell.uuid}))
+
+    world.hears(world.cell.uuid)
+    assert store.load() == pins.PinLoad({made.id: 3}, frozenset())
+
+
 def test_files_in_flight_of_one_pin(world: World, store: pins.Pins) -> None:
     made, other = _create(store), _create(store)
     planned = _planned(world, made, 1)
