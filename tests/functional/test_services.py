@@ -18,7 +18,8 @@ def _get(url: str) -> tuple[int, Any]:
 
 def _all_report(started: Started) -> bool:
     found = started.service.get('/services')['services']
-    return {each['status'] for each in found} == {'up'} and len(found) == 6
+    cells = started.service.get('/cells')['cells']
+    return {each['status'] for each in (*found, *cells)} == {'up'} and len(found) == 6
 
 
 def test_standalone_shows_services_and_health(start: Start, free_port: Callable[[], int]) -> None:
@@ -35,7 +36,7 @@ def test_standalone_shows_services_and_health(start: Start, free_port: Callable[
         'conductor',
     ]
     cells = {cell['name']: cell for cell in started.service.get('/cells')['cells']}
-    assert {(cell['status'], cell['hosts_up']) for cell in cells.values()} == {('up', 2)}
+    assert {cell['hosts_up'] for cell in cells.values()} == {2}
     hosts = started.service.get('/hosts')['hosts']
     assert {(host['cell'], host['cell_name']) for host in hosts} == {
         (cell['id'], name) for name, cell in cells.items()

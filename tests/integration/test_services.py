@@ -21,6 +21,11 @@ def _services(deployment: Deployment, **which: str) -> list[dict[str, Any]]:
     return list(deployment.service.get(f'/services?{query}')['services'])
 
 
+def _cells(deployment: Deployment) -> list[tuple[str, int, int]]:
+    cells = deployment.service.get('/cells')['cells']
+    return [(cell['status'], cell['hosts'], cell['hosts_up']) for cell in cells]
+
+
 def _conductors(deployment: Deployment) -> dict[str, list[str]]:
     """Map each host to the statuses of its conductors."""
     found: dict[str, list[str]] = {}
@@ -50,11 +55,7 @@ def test_every_service_reports(deployment: Deployment) -> None:
     ]
     assert {each['status'] for each in found} == {'up'}
     assert len({each['version'] for each in found}) == 1
-    cells = deployment.service.get('/cells')['cells']
-    assert [(cell['status'], cell['hosts'], cell['hosts_up']) for cell in cells] == [
-        ('up', 2, 2),
-        ('up', 2, 2),
-    ]
+    wait_until(lambda: _cells(deployment) == 2 * [('up', 2, 2)], 'both cells are heard')
 
 
 def test_killed_conductor_goes_down(deployment: Deployment) -> None:
