@@ -20,8 +20,11 @@ fi
 failed=0
 documentation=(tests/slow/test_documented_*.py tests/slow/test_guide.py)
 documentation+=(tests/integration/test_tempest.py)
-say 'Two runs in parallel; the output of one comes later'
+say 'Three runs in parallel; the output of two comes later'
 beside documentation pytest -m slow "${documentation[@]}"
-pytest -m slow tests/slow tests/integration "${documentation[@]/#/--ignore=}" || failed=1
-collect documentation || failed=1
+beside integration pytest -m slow tests/integration "${documentation[@]/#/--ignore=}"
+pytest -m slow tests/slow "${documentation[@]/#/--ignore=}" || failed=1
+for name in documentation integration; do
+    collect "$name" || failed=1
+done
 exit $failed
