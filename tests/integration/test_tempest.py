@@ -60,6 +60,7 @@ def _written_tests() -> list[str]:
     return re.findall(r'^    def (test_\w+)', written, re.MULTILINE)
 
 
+@pytest.mark.timeout(900)
 def test_tempest_runs_every_plugin_test(stock_tempest: tempest.Tempest) -> None:
     assert re.search(
         r'\| nova_precache +\| nova_precache_tempest_plugin\.', stock_tempest.run('list-plugins')
