@@ -123,13 +123,10 @@ class PinChoice:
     failing: Sequence[File]
     not_ours: Sequence[File] = ()
 
-    @property
-    def batches(self) -> Sequence[Batch]:
-        """The wanted files, a batch for all hosts that want the same images."""
-        alike: dict[tuple[str, ...], list[str]] = {}
-        for host, images in self.wanted.items():
-            alike.setdefault(images, []).append(host)
-        return [Batch(tuple(hosts), images) for images, hosts in alike.items()]
+    def first_batch(self) -> Batch:
+        """Return the first host of the wanted ones, with all that want the same images."""
+        images = next(iter(self.wanted.values()))
+        return Batch(tuple(host for host, its in self.wanted.items() if its == images), images)
 
 
 class _Need(enum.Enum):
@@ -469,7 +466,7 @@ class Reconciler:
             hosts = [host for host in heard if host not in unreached]
             choice = self._choose(read, hosts, images)
             if choice.wanted:
-                first = choice.batches[0]
+                first = choice.first_batch()
                 batch = dataclasses.replace(first, hosts=first.hosts[:most])
                 backlog.put_back([host for host in choice.wanted if host not in batch.hosts])
                 return batch

@@ -16,20 +16,14 @@ from oslo_messaging.notify import messaging as notify
 
 from nova_precache import concurrency, exception, outages
 from nova_precache.db.engine import session
+from tests.clock import Clock
 
 HOUR = 3600
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture

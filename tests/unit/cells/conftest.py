@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.cells import liveness
+from tests.clock import Clock
 from tests.unit.conftest import DOWN_SECONDS, World
 
 # As Nova makes it, but without columns that no code here reads.
@@ -48,14 +49,6 @@ class CellDatabase:
 
     def close(self) -> None:
         self._engine.dispose()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

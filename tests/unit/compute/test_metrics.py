@@ -8,17 +8,10 @@ from nova_precache import model
 from nova_precache.compute import metrics
 from nova_precache.transfer_control import Control
 from nova_precache.virt import driver
+from tests.clock import Clock
 
 DOWNLOADING, VERIFYING = model.TaskStatus.DOWNLOADING, model.TaskStatus.VERIFYING
 CACHED = model.ImageOutcome('cached', bytes_done=100)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -10,19 +10,12 @@ from nova_precache import context, model
 from nova_precache.compute import rpcapi
 from nova_precache.conductor import metrics, tracker
 from nova_precache.db import statistics
+from tests.clock import Clock
 from tests.unit.conductor.conftest import POLICY, Parts
 from tests.unit.conftest import CACHED
 
 NOBODY = statistics.Count({}, {}, 0, 0, 0, 0, 0, {})
 CALL = rpcapi.CacheImageCall('job', 1, 'i1', image_endpoint=None, token=None)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

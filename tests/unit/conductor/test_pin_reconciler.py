@@ -648,7 +648,7 @@ def _choose(
     )
     seemingly = dataclasses.replace(known, tried={}, reported=())
     choice = keeping.choose(keeping.missing_or_old(['h1'], ['i1'], seemingly, rules), known, rules)
-    files = [(host, i) for batch in choice.batches for host in batch.hosts for i in batch.images]
+    files = [(host, image_id) for host, images in choice.wanted.items() for image_id in images]
     return files, list(choice.failing)
 
 

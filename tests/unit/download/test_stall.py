@@ -12,6 +12,7 @@ import pytest
 from nova_precache import exception, model
 from nova_precache.download import engine, rate_limit, retry, stall
 from nova_precache.image import service
+from tests.clock import Clock
 from tests.unit.download.conftest import (
     DATA,
     WAIT_SECONDS,
@@ -27,19 +28,6 @@ from tests.unit.download.conftest import (
 KIB = 1024
 MIB = KIB * KIB
 RULE = stall.StallRule(min_rate_bytes=32 * KIB, seconds=60)
-
-
-class Clock:
-    """Seconds that pass only as a test says."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def passes(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Watched:

@@ -9,15 +9,8 @@ from rich import console, progress
 
 from nova_precache import model
 from nova_precache.osc import showing
+from tests.clock import Clock
 from tests.unit.osc.conftest import request, task
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -219,7 +212,7 @@ def test_bar_is_full_without_download(screen: console.Console) -> None:
 
 
 def test_log_has_line_for_each_change(screen: console.Console) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     view = showing.LineView(screen, clock)
 
     view.show(_snapshot(task('c1', 'queued')))
@@ -240,7 +233,7 @@ def test_log_has_line_for_each_change(screen: console.Console) -> None:
 
 
 def test_large_request_logs_no_hosts(screen: console.Console) -> None:
-    showing.LineView(screen, Clock()).show(_snapshot(task('c1', 'downloading'), whole=False))
+    showing.LineView(screen, Clock(0.0)).show(_snapshot(task('c1', 'downloading'), whole=False))
 
     assert _text(screen).startswith('Total: ')
     assert 'c1' not in _text(screen)
@@ -248,7 +241,7 @@ def test_large_request_logs_no_hosts(screen: console.Console) -> None:
 
 def test_repeated_log_line_omitted(screen: console.Console) -> None:
     views: tuple[showing.ProgressView, ...] = (
-        showing.LineView(screen, Clock()),
+        showing.LineView(screen, Clock(0.0)),
         showing.BarView(progress.Progress(console=screen)),
     )
 
@@ -260,7 +253,7 @@ def test_repeated_log_line_omitted(screen: console.Console) -> None:
 
 
 def test_counted_seconds_add_no_line(screen: console.Console) -> None:
-    view = showing.LineView(screen, Clock())
+    view = showing.LineView(screen, Clock(0.0))
 
     for seconds in (12, 11, 10):
         view.show(_snapshot(task('c1', 'retry_wait', reason=f'retry in {seconds} s: 503')))
@@ -271,7 +264,7 @@ def test_counted_seconds_add_no_line(screen: console.Console) -> None:
 
 
 def test_unplanned_request_shown_after_pause(screen: console.Console) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     view = showing.LineView(screen, clock)
     waiting = _snapshot(status='accepted', counts={}, reason='no conductor has answered for 40 s')
 
@@ -286,6 +279,6 @@ def test_unplanned_request_shown_after_pause(screen: console.Console) -> None:
 def test_long_lines_are_not_wrapped() -> None:
     screen = console.Console(file=io.StringIO(), width=80)
 
-    showing.LineView(screen, Clock()).show(_snapshot(task('c1', 'queued', reason='word ' * 50)))
+    showing.LineView(screen, Clock(0.0)).show(_snapshot(task('c1', 'queued', reason='word ' * 50)))
 
     assert f'c1: queued: {"word " * 50}\n' in _text(screen)

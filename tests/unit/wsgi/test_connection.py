@@ -9,20 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from nova_precache.wsgi import connection, gateway
+from tests.clock import Clock
 
 LIMITS = connection.ConnectionLimits(max_head_bytes=8192, max_body_bytes=1000)
 HEAD = b'POST /v1/requests HTTP/1.1\r\nHost: x\r\n'
 CHUNKED = HEAD + b'Transfer-Encoding: chunked\r\n\r\n'
 ANSWER = gateway.Answer(200, b'OK', [(b'Content-Type', b'text/plain')], b'good')
 Phase = connection.ConnectionPhase
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclasses.dataclass
