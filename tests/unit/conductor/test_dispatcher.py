@@ -19,10 +19,11 @@ from tests.unit.conftest import CACHED
 
 
 class Running:
-    """Starts dispatchers, and stops them with the test."""
+    """Starts dispatchers, and stops them with the test, with all that they left running."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._others = set(threading.enumerate())
         self._started: list[dispatcher.Dispatcher] = []
 
     def start(
@@ -36,6 +37,8 @@ class Running:
     def stop(self) -> None:
         for each in self._started:
             each.stop()
+        for thread in set(threading.enumerate()) - self._others:
+            thread.join(WAIT_SECONDS)
 
 
 @pytest.fixture
