@@ -312,6 +312,55 @@ def test_bytes_stay_bounded_in_any_order(
     assert shown() == (100, 100)
 
 
+def _progress(call: jobs.Assignment, sequence: int, done: int) -> jobs.ProgressReport:
+    progress = model.Progress(model.TaskStatus.VERIFYING, done, 100, 7)
+    return jobs.ProgressReport(call.job_id, call.epoch, sequence, progress)
+
+
+def _begun_in_order(world: World, count: int) -> list[jobs.Assignment]:
+    world.planned(_hosts(0, count), ['i1'])
+    return sorted((world.begun() for _ in range(count)), key=lambda call: call.host)
+
+
+def test_bulk_progress_meets_each_fence(server: databases.Databases, url: str) -> None:
+    if isinstance(server, databases.MariaDB):  # the tables may be older than the default
+        with _opened(url):
+            name = sa.make_url(url).database
+            server.execute(f'ALTER DATABASE {name} CHARACTER SET utf8mb3')
+    with _opened(url) as database:
+        world = open_world(database)
+        for host in _hosts(0, 6):
+            world.living(host)
+        calls = _begun_in_order(world, 6)
+        old, over, late = calls[2:5]
+        world.jobs.record_progress([_progress(late, 5, 40)])
+        world.jobs.finish(over.job_id, over.epoch, CACHED)
+        assert world.jobs.assign_again('c1', old)
+        reports = [_progress(call, 5, 90) for call in calls]
+        reports[1] = dataclasses.replace(reports[1], progress=model.Progress('new', 30))
+        reports[-1] = dataclasses.replace(reports[-1], agent_id='stranger')
+
+        assert world.jobs.record_progress(reports) == 2
+
+        [request] = world.requests.list()
+        shown = {
+            task.host: (task.status, task.bytes_done, task.rate_bytes)
+            for task in world.requests.tasks(request.id)
+        }
+        assert [shown[call.host] for call in calls] == [
+            ('verifying', 90, 7),
+            ('downloading', 30, None),
+            ('downloading', 0, None),
+            ('cached', 100, None),
+            ('verifying', 40, 7),
+            ('downloading', 0, None),
+        ]
+        assert {job.host: job.bytes_done for job in world.all_jobs()} == {
+            host: moved for host, (_, moved, _) in shown.items()
+        }
+        assert counting.counters(database) == counting.sums(database)
+
+
 def test_random_actions_lose_no_task(database: session.Database) -> None:
     if database.engine.dialect.name == 'sqlite':
         pytest.skip('the unit tests do it in more orders')
