@@ -361,6 +361,81 @@ def test_bulk_progress_meets_each_fence(server: databases.Databases, url: str) -
         assert counting.counters(database) == counting.sums(database)
 
 
+def _begun_among_many(world: World, count: int) -> list[jobs.Assignment]:
+    """Begin jobs in a table that is too large to be scanned, and locked, for a few of them."""
+    calls = _begun_in_order(world, count)
+    world.planned(_hosts(count, 400), ['i1'])
+    with world.database.engine.connect() as connection, connection.begin():
+        what = 'TABLE' if connection.dialect.name in ('mysql', 'mariadb') else ''
+        for table in ('jobs', 'cache_tasks'):
+            connection.exec_driver_sql(f'ANALYZE {what} {table}')
+    return calls
+
+
+def test_locked_job_holds_up_one_chunk(
+    database: session.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('it locks the whole database')
+    monkeypatch.setattr(jobs, 'REPORTS_AT_ONCE', 2)
+    world = open_world(database)
+    calls = _begun_among_many(world, 4)
+    reports = [_progress(call, 1, 50) for call in calls]
+
+    with database.engine.begin() as holder, futures.ThreadPoolExecutor() as pool:
+        holder.execute(
+            sa.update(models.Job).where(models.Job.uuid == calls[1].job_id).values(priority=1)
+        )
+        counted = pool.submit(world.jobs.record_progress, reports)
+        world.wait(lambda: world.job(calls[2].job_id).bytes_done == 50)
+        assert world.jobs.finish(calls[3].job_id, calls[3].epoch, CACHED)
+        holder.commit()
+        assert counted.result(WAIT_SECONDS) == 4
+
+    moved = {job.host: job.bytes_done for job in world.all_jobs()}
+    assert [moved[call.host] for call in calls] == [50, 50, 50, 100]
+
+
+def test_overlapping_progress_meets_no_deadlock(
+    database: session.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('it has one writer at a time')
+    monkeypatch.setattr(jobs, 'REPORTS_AT_ONCE', 3)
+    world = open_world(database)
+    calls = _begun_among_many(world, 12)
+    errors: list[object] = []
+    sa.event.listen(
+        database.engine, 'handle_error', lambda each: errors.append(str(each.original_exception))
+    )
+    together = threading.Barrier(3)
+
+    def write(some: Sequence[jobs.Assignment], first: int) -> None:
+        for sequence in range(first, 30, 2):
+            together.wait(WAIT_SECONDS)
+            world.jobs.record_progress([_progress(call, sequence, sequence) for call in some])
+
+    def finish() -> None:
+        for number in range(15):
+            together.wait(WAIT_SECONDS)
+            if number < 6:
+                ended = [jobs.Finish(call.job_id, call.epoch, CACHED) for call in calls[number::6]]
+                _submit(database, finishes=ended)
+
+    with futures.ThreadPoolExecutor() as pool:
+        writers = [
+            pool.submit(write, calls[:9], 0),
+            pool.submit(write, calls[:2:-1], 1),
+            pool.submit(finish),
+        ]
+        for each in writers:
+            each.result(WAIT_SECONDS)
+
+    assert errors == []
+    assert {world.job(call.job_id).status for call in calls} == {'cached'}
+    assert counting.counters(database) == counting.sums(database)
+
+
 def test_random_actions_lose_no_task(database: session.Database) -> None:
     if database.engine.dialect.name == 'sqlite':
         pytest.skip('the unit tests do it in more orders')
