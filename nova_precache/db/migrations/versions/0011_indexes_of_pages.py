@@ -7,8 +7,20 @@ revision = '0011'
 down_revision = '0010'
 
 
+# SQLite gathers no statistics unless asked. Without any, it takes a status to be as selective as
+# a job, and reads all queued tasks to find the one of a job.
+TASKS_PER_STATUS = '1000000 100000 1'
+
+
 def upgrade() -> None:
     op.create_index('cache_tasks_request_idx', 'cache_tasks', ['request_id', 'id'])
     # The index on (request_id, host, image_id) serves the foreign key meanwhile.
     op.drop_index('cache_tasks_status_idx', 'cache_tasks')
     op.create_index('cache_tasks_status_idx', 'cache_tasks', ['request_id', 'status', 'id'])
+    if op.get_context().dialect.name == 'sqlite':
+        op.execute('ANALYZE sqlite_schema')  # which creates the empty table of statistics
+        op.execute(
+            'INSERT INTO sqlite_stat1 (tbl, idx, stat) '
+            f"VALUES ('cache_tasks', 'cache_tasks_state_idx', '{TASKS_PER_STATUS}')"
+        )
+        op.execute('ANALYZE sqlite_schema')  # reads it again
