@@ -14,6 +14,7 @@ from nova_precache.compute import (
     manager,
     metrics,
     name as compute_name,
+    reports as host_reports,
     rpcapi,
     transfers,
 )
@@ -45,11 +46,17 @@ def new_agent(
     measured = (computes or metrics.ComputeMetrics(common.exposition(conf).registry)).host(
         conf.host, driver.cache_report
     )
+    reports = host_reports.Reports(
+        name,
+        reporter,
+        running,
+        host_reports.Interval(agent.REPORT_SECONDS, _longest_report_seconds(conf)),
+    )
     inventory = cache_reporter.CacheReporter(
         host=conf.host,
         agent_id=identity['agent_id'],
         driver=driver,
-        conductor=reporter,
+        conductor=reports,
         changes_seconds=conf.report_interval,
         full_seconds=conf.image_cache.inventory_interval_seconds,
     )
@@ -70,6 +77,7 @@ def new_agent(
         new_server=lambda: rpc.Server(transport, rpcapi.TOPIC, conf.host, [endpoint]),
         running=running,
         images=inventory,
+        reports=reports,
         report_seconds=conf.report_interval,
         cache_seconds=agent.cache_seconds(conf.image_cache.manager_interval),
     )
@@ -83,6 +91,13 @@ def new_agent(
         )
         healthy.add(f'compute {conf.host}', checks.check)
     return compute
+
+
+def _longest_report_seconds(conf: cfg.ConfigOpts) -> float:
+    """Keep the host up, and its transfers moving, if a report is lost now and then."""
+    return float(
+        min(conf.report_interval, conf.service_down_time / 4, model.LONGEST_REPORT_SECONDS)
+    )
 
 
 def _identity(conf: cfg.ConfigOpts) -> model.Json:
