@@ -106,7 +106,7 @@ class ComputeAgent:
         )
         work: list[tuple[float, concurrency.Work]] = [
             (report_seconds, self.report_state),
-            (REPORT_SECONDS, self.send_reports),
+            (min(REPORT_SECONDS, report_seconds), self.send_reports),
             (REPORT_SECONDS, self.report_images),
         ]
         if cache_seconds is not None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sends the reports of a host: one message with all that is new, and one at a time.
 
-Conductors of this release answer each report, so that a report that none has read is sent again,
-and conductors that are away get no more than one message of a host. Older ones get a message for
+Conductors of this release answer each report. One that none has read is sent again with the next,
+and conductors that are away get one message of a host at a time. Older conductors get a message for
 each kind of news, and answer none.
 """
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The RPC endpoint for the reports of one cell's computes, on a topic of its own.
 
-A report is a call with a short timeout, after which the broker drops it. One that arrives late
-all the same, since it waited in the memory of this process, is not read: what it says is out of
-date, and its host may be dead.
+A report is a call with a short timeout, after which the broker drops it. One that is late, since
+it waited in the memory of this process, is not read: it is out of date, and its host may be dead.
 """
 
 import contextlib

@@ -50,7 +50,7 @@ def new_agent(
         name,
         reporter,
         running,
-        host_reports.Interval(agent.REPORT_SECONDS, _longest_report_seconds(conf)),
+        _report_interval(conf),
     )
     inventory = cache_reporter.CacheReporter(
         host=conf.host,
@@ -93,11 +93,10 @@ def new_agent(
     return compute
 
 
-def _longest_report_seconds(conf: cfg.ConfigOpts) -> float:
+def _report_interval(conf: cfg.ConfigOpts) -> host_reports.Interval:
     """Keep the host up, and its transfers moving, if a report is lost now and then."""
-    return float(
-        min(conf.report_interval, conf.service_down_time / 4, model.LONGEST_REPORT_SECONDS)
-    )
+    longest = min(conf.report_interval, conf.service_down_time / 4, model.LONGEST_REPORT_SECONDS)
+    return host_reports.Interval(min(agent.REPORT_SECONDS, longest), float(longest))
 
 
 def _identity(conf: cfg.ConfigOpts) -> model.Json:
