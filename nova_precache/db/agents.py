@@ -85,7 +85,7 @@ class Agents:
             ) from exc
 
     def report(self, agents: Collection[model.Agent]) -> Sequence[model.Agent]:
-        """Write reports in bulk; return the agents that are not registered for their hosts.
+        """Write reports in chunks; return the agents that are not registered for their hosts.
 
         Their reports change nothing: they have to register, as after the restore of an older
         database, or another agent has their name. A late report of an agent that has stopped
@@ -116,8 +116,12 @@ class Agents:
             return self._database.write(lambda session: work(session, some))
 
         ordered = sorted(agents, key=lambda each: each.host)  # one order for all
-        strangers = db_session.in_bulk(ordered, write, self._refuse)
-        return [agent for some in strangers for agent in some]
+        return [
+            stranger
+            for some in db_session.chunks(ordered)
+            for strangers in db_session.in_bulk(some, write, self._refuse)
+            for stranger in strangers
+        ]
 
     def stop(self, host: str, agent_id: str, cell_uuid: str, boot_id: str | None) -> None:
         """Record that an agent has stopped: until it registers again, its host is down.

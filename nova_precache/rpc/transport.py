@@ -177,10 +177,14 @@ class Transport:
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
         """Record for the log whether the broker could be used."""
+        began_at = self.outage.clock()
         try:
             yield
         except (exception.CellUnreachable, exception.ConfigError) as exc:
             self.outage.began(exc)
+            raise
+        except TimeoutError:  # the broker took the message, and no server answered
+            self._answered_at = max(began_at, self._answered_at or began_at)
             raise
         else:
             self._answered_at = self.outage.clock()

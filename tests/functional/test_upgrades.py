@@ -228,7 +228,7 @@ def test_newer_compute_reports_to_last_release(
 ) -> None:
     monkeypatch.setattr(wiring_conductor.manager, 'CellEndpoint', ConductorOf14)
     service = start(image_cache={'precache_concurrency': 4}).service
-    host, image_id = service.hosts[0], upload_image(os.urandom(BIG))
+    host, image_id = service.hosts[0], upload_image(os.urandom(4 * MIB))
     gateway.hold(at_byte=MIB)
 
     request_id = service.cache(service.aggregate('edge'), image_id)
@@ -257,7 +257,7 @@ def test_conductors_upgraded_and_rolled_back_meanwhile(
     started = start(image_cache={'precache_concurrency': 4})
     service = started.service
     gateway.hold(at_byte=MIB)
-    request_id = service.cache(service.aggregate('edge'), upload_image(os.urandom(BIG)))
+    request_id = service.cache(service.aggregate('edge'), upload_image(os.urandom(4 * MIB)))
     gateway.wait_for(4)
 
     def all_report(count: int) -> None:
