@@ -17,6 +17,7 @@ from sqlalchemy.types import TypeEngine
 
 from nova_precache import exception
 
+_PLACE = 'place'
 _INTEGERS = range(-(2**63), 2**63)
 
 
@@ -27,17 +28,25 @@ class RowList:
     several it would take is undefined.
 
     :param name: of the parameter, and of the table in the statement; unique among all lists
+    :param text_key: a column of text by which the statement finds rows of the other table
     :ivar c: the columns
+    :ivar key: compares as the column ``text_key``, and is found by an index on any server
     """
 
-    def __init__(self, name: str, columns: Mapping[str, TypeEngine[Any]]) -> None:
+    def __init__(
+        self, name: str, columns: Mapping[str, TypeEngine[Any]], text_key: str | None = None
+    ) -> None:
         self._name = name
         self._columns = dict(columns)
+        self._text_key = text_key
         described = [sa.column(each, type_) for each, type_ in columns.items()]
         rows = _JsonRows(sa.bindparam(name, type_=sa.Text()), *described)
-        self.c = rows.table_valued(*described, name=name).c
+        place = sa.column(_PLACE, sa.BigInteger())
+        self.c = rows.table_valued(place, *described, name=name).c
+        keys = sa.bindparam(f'{name}_keys', expanding=True)
+        self.key = _TextKey(self.c[text_key or _PLACE], self.c[_PLACE], keys)
 
-    def values(self, rows: Iterable[Mapping[str, object]]) -> dict[str, str]:
+    def values(self, rows: Iterable[Mapping[str, object]]) -> dict[str, object]:
         """Return the parameter for these rows.
 
         Values are checked here, since some servers change those that do not fit.
@@ -53,7 +62,8 @@ class RowList:
             text = json.dumps(listed, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
         except (TypeError, ValueError) as exc:
             raise exception.DataRefused from exc
-        return {self._name: text}
+        keys = [row[self._text_key] for row in listed] if self._text_key is not None else []
+        return {self._name: text, f'{self._name}_keys': keys}
 
 
 def _checked(value: object, type_: TypeEngine[Any]) -> object:
@@ -103,7 +113,8 @@ def _mariadb_rows(element: Any, compiler: Any, **kwargs: Any) -> str:
         f"{each.name} {_type(each, compiler)}{_collation(each)} PATH '$.{each.name}'"
         for each in columns
     )
-    return f"JSON_TABLE({compiler.process(rows, **kwargs)}, '$[*]' COLUMNS ({paths}))"
+    listed = compiler.process(rows, **kwargs)
+    return f"JSON_TABLE({listed}, '$[*]' COLUMNS ({_PLACE} FOR ORDINALITY, {paths}))"
 
 
 def _type(column: Any, compiler: Any) -> str:
@@ -113,3 +124,25 @@ def _type(column: Any, compiler: Any) -> str:
 def _collation(column: Any) -> str:
     """Return the collation that can be compared with any other; else it is the database's."""
     return ' COLLATE utf8mb4_bin' if isinstance(column.type, sa.String) else ''
+
+
+class _TextKey(functions.FunctionElement[Any]):
+    """A column of the list, its place in the list, and the values of the column."""
+
+    type = sa.String()
+    inherit_cache = True
+
+
+@compiler.compiles(_TextKey)
+def _column(element: Any, compiler: Any, **kwargs: Any) -> str:
+    column, _, _ = element.clauses
+    return str(compiler.process(column, **kwargs))
+
+
+@compiler.compiles(_TextKey, 'mysql')
+@compiler.compiles(_TextKey, 'mariadb')
+def _mariadb_key(element: Any, compiler: Any, **kwargs: Any) -> str:
+    """Take the value from a list of literals, which are compared in the collation of any index."""
+    _, place, keys = element.clauses
+    listed = compiler.process(keys, **kwargs).removeprefix('(').removesuffix(')')
+    return f'ELT({compiler.process(place, **kwargs)}, {listed})'

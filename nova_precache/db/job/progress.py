@@ -53,6 +53,7 @@ _ACTIVE = (
     .outerjoin(_AGENT, _AGENT.c.host == _JOB.c.host)
     .where(_JOB.c.uuid.in_(db_session.keys()), _JOB.c.active_key.is_not(None))
 )
+_LOCKED = sa.select(_JOB.c.id).where(_JOB.c.active_key.in_(db_session.keys()))
 _REPORTED = row_list.RowList(
     'reported',
     {
@@ -126,9 +127,12 @@ def choose(session: orm.Session, reports: Collection[ProgressReport]) -> Sequenc
 
 def record(session: orm.Session, reports: Sequence[Chosen]) -> int:
     """Record reports, and show them in the tasks; return how many still counted."""
-    locking.lock_keys(session, {each.active_key for each in reports})
+    keys = sorted({each.active_key for each in reports})
+    locking.lock_keys(session, keys)
+    # The statements below lock each row that they find, in another order.
+    locked = set(db_session.run(session, _LOCKED, {'keys': keys}).scalars())
     counted = 0
-    for some in _one_of_each_job(reports):
+    for some in _one_of_each_job([each for each in reports if each.row_id in locked]):
         listed = _REPORTED.values(map(_row, some))
         # First, as the jobs then still show which reports count.
         db_session.run(session, _SHOW_IN_TASKS, listed)
