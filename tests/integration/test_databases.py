@@ -324,13 +324,19 @@ def _begun_in_order(world: World, count: int) -> list[jobs.Assignment]:
 
 def test_bulk_progress_meets_each_fence(server: databases.Databases, url: str) -> None:
     if isinstance(server, databases.MariaDB):  # the tables may be older than the default
+        name = sa.make_url(url).database
+        server.execute(f'ALTER DATABASE {name} CHARACTER SET utf8mb3 COLLATE utf8mb3_unicode_ci')
         with _opened(url):
-            name = sa.make_url(url).database
-            server.execute(f'ALTER DATABASE {name} CHARACTER SET utf8mb3')
+            server.execute(f'ALTER DATABASE {name} CHARACTER SET utf8mb4')
     with _opened(url) as database:
         world = open_world(database)
         for host in _hosts(0, 6):
             world.living(host)
+            world.dead(host)
+        heard = [model.Agent(host, f'agent-{host}', world.cell.uuid) for host in _hosts(0, 5)]
+        other = model.Agent('h05', 'other', world.cell.uuid, capabilities={'odd': [1]})
+        assert world.agents.report([*heard, other]) == [other]
+        assert list(world.agents.down(_hosts(0, 6))) == ['h05']
         calls = _begun_in_order(world, 6)
         old, over, late = calls[2:5]
         world.jobs.record_progress([_progress(late, 5, 40)])

@@ -43,7 +43,7 @@ class RowList:
         rows = _JsonRows(sa.bindparam(name, type_=sa.Text()), *described)
         place = sa.column(_PLACE, sa.BigInteger())
         self.c = rows.table_valued(place, *described, name=name).c
-        keys = sa.bindparam(f'{name}_keys', expanding=True)
+        keys: sa.BindParameter[Any] = sa.bindparam(f'{name}_keys', expanding=True)
         self.key = _TextKey(self.c[text_key or _PLACE], self.c[_PLACE], keys)
 
     def values(self, rows: Iterable[Mapping[str, object]]) -> dict[str, object]:
