@@ -42,7 +42,7 @@ _REFUSALS = (
 )
 _PASSING = (db_exception.DBDeadlock, db_exception.DBConnectionError)
 CHUNK_KEYS = 500
-_CONNECTION = 'connection'
+_CONNECTION = 'connection'  # kept: asking the session for it takes longer than some statements
 _LAST = 'last'
 _SESSION = 'session'
 _WRITING = 'writes'
@@ -150,8 +150,9 @@ class Database:
             yield shared
             return
         with self._translated(), self._sessions() as session:
+            connection = session.info[_CONNECTION] = session.connection()
             if self.engine.dialect.name in _MYSQLS:
-                session.connection().exec_driver_sql(_ONE_STATE)
+                connection.exec_driver_sql(_ONE_STATE)
             yield session
 
     @contextlib.contextmanager
@@ -222,7 +223,6 @@ class Database:
 
     def _write_once(self, work: Callable[[orm.Session], T]) -> T:
         with self._sessions() as session:
-            # Kept: asking the session for it takes longer than some statements.
             session.info[_CONNECTION] = session.connection(execution_options=_WRITES)
             result = work(session)
             for last in session.info.get(_LAST, ()):
