@@ -86,7 +86,8 @@ class Explanations:
         if not active:
             return requests
         with self._database.reader() as session:
-            page = _Page(session, self._rules)
+            moving = sorted(each.id for each in active if each.rate_bytes)
+            page = _Page(session, self._rules, moving)
             page.add_requests([(each, each.options) for each in active])
             rates = page.current_rates({each.id: each.rate_bytes for each in requests})
             still = [
@@ -248,19 +249,27 @@ _CLAIMS = (
     .where(job_claim.held())
     .subquery()
 )
-# All that a page has in common, once for each cell with a record, or once.
-_SIGNS = sa.select(
-    db_session.database_now().label('now'),
-    _CLAIMS.c.leased_until,
-    _CLAIMS.c.hosts.label('claimed_hosts'),
-    sa.select(sa.func.max(models.Service.seen_at))
-    .where(models.Service.binary == model.Binary.CONDUCTOR)
-    .scalar_subquery()
-    .label('reported_at'),
-    models.Hearing.cell_uuid,
-    models.Hearing.since,
-    models.Hearing.until,
-).select_from(_CLAIMS.outerjoin(models.Hearing, models.Hearing.cell_uuid != hearing.SERVICES))
+_WITH_CELLS = _CLAIMS.outerjoin(models.Hearing, models.Hearing.cell_uuid != hearing.SERVICES)
+
+
+def _signs(tables: sa.FromClause, *more: sa.ColumnElement[Any]) -> sa.Select[*tuple[Any, ...]]:
+    """Select what a page has in common: once for each cell with a record, or once."""
+    conductors = sa.select(sa.func.max(models.Service.seen_at)).where(
+        models.Service.binary == model.Binary.CONDUCTOR
+    )
+    return sa.select(
+        db_session.database_now().label('now'),
+        _CLAIMS.c.leased_until,
+        _CLAIMS.c.hosts.label('claimed_hosts'),
+        conductors.scalar_subquery().label('reported_at'),
+        models.Hearing.cell_uuid,
+        models.Hearing.since,
+        models.Hearing.until,
+        *more,
+    ).select_from(tables)
+
+
+_SIGNS = _signs(_WITH_CELLS)
 _REQUESTS = sa.select(
     _REQUEST.id,
     _REQUEST.status,
@@ -292,13 +301,20 @@ _CANARIES_AT_ONCE = 20
 _TASKS = _JOINED.with_only_columns(
     *rows.TASK, *(column for column in _JOINED.selected_columns if column.key != _TASK.id.key)
 )
+_SILENT_SINCE = db_session.seconds_ago(sa.bindparam('silent_seconds', type_=sa.Float()))
+# The rates of requests that silent or restarted computes reported: of few, if any.
 _STALE = (
-    sa.select(_TASK.request_id, sa.func.sum(_TASK.rate_bytes))
+    sa.select(_TASK.request_id, sa.func.sum(_TASK.rate_bytes).label('rate_bytes'))
     .join(_JOB, _JOB.uuid == _TASK.job_uuid)
     .join(models.Agent, models.Agent.host == _TASK.host)
     .where(_TASK.request_id.in_(_KEYS), _TASK.status.in_(model.TASK_WORKING))
-    .where(_TASK.rate_bytes > 0, turns.is_stale(sa.bindparam('silent_since')))
+    .where(_TASK.rate_bytes > 0, turns.is_stale(_SILENT_SINCE))
     .group_by(_TASK.request_id)
+    .subquery()
+)
+# Again for each request with such a rate.
+_SIGNS_AND_STALE = _signs(
+    _WITH_CELLS.outerjoin(_STALE, _STALE.c.rate_bytes > 0), _STALE.c.request_id, _STALE.c.rate_bytes
 )
 
 
@@ -312,10 +328,22 @@ class _Page:
     :ivar fleet_rate: of all hosts at work together, or as expected; loaded for waiting tasks
     """
 
-    def __init__(self, session: orm.Session, rules: Rules) -> None:
+    def __init__(self, session: orm.Session, rules: Rules, moving: Sequence[str] = ()) -> None:
+        """Load what the requests have in common.
+
+        :param moving: the ids of those with a rate, which may be stale
+        """
         self._session = session
         self._gap = datetime.timedelta(seconds=rules.hearing_gap_seconds)
-        signs = db_session.run(session, _SIGNS).all()
+        self._stale: dict[str, int] = {}
+        if moving:
+            given = {'keys': moving, 'silent_seconds': rules.compute_silent_seconds}
+            signs = db_session.run(session, _SIGNS_AND_STALE, given).all()
+            self._stale = {
+                row.request_id: int(row.rate_bytes) for row in signs if row.request_id is not None
+            }
+        else:
+            signs = db_session.run(session, _SIGNS).all()
         now, leased_until, claimed_hosts, reported_at, *_ = signs[0]
         self.heard = {
             row.cell_uuid: hearing.Heard(row.since, row.until)
@@ -414,12 +442,7 @@ class _Page:
 
         :param stored: request id to the sum of the rates of its tasks
         """
-        moving = sorted(each for each in self.requests if stored[each])
-        stale = {
-            request_id: int(rate)
-            for request_id, rate in self._run(_STALE, moving, silent_since=self._silent_since)
-        }
-        return {each: max(0, rate - stale.get(each, 0)) for each, rate in stored.items()}
+        return {each: max(0, rate - self._stale.get(each, 0)) for each, rate in stored.items()}
 
     def with_turns(self, known: Mapping[int, waiting.TaskFacts]) -> Mapping[int, waiting.TaskFacts]:
         """Add to tasks that wait for their host when it is its turn, and at which rate."""

@@ -75,6 +75,31 @@ def _postgresql_now(element: Any, compiler: Any, **kwargs: Any) -> str:
     return "(clock_timestamp() AT TIME ZONE 'UTC')"
 
 
+class seconds_ago(functions.GenericFunction[datetime.datetime]):  # noqa: N801
+    """A time before the database's own, by a number of seconds."""
+
+    type = sa.DateTime()
+    inherit_cache = True
+
+
+@compiler.compiles(seconds_ago, 'sqlite')
+def _sqlite_ago(element: Any, compiler: Any, **kwargs: Any) -> str:
+    seconds = compiler.process(element.clauses, **kwargs)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '-' || {seconds} || ' seconds')"
+
+
+@compiler.compiles(seconds_ago, 'mysql')
+@compiler.compiles(seconds_ago, 'mariadb')
+def _mysql_ago(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return f'(UTC_TIMESTAMP(6) - INTERVAL {compiler.process(element.clauses, **kwargs)} SECOND)'
+
+
+@compiler.compiles(seconds_ago, 'postgresql')
+def _postgresql_ago(element: Any, compiler: Any, **kwargs: Any) -> str:
+    seconds = compiler.process(element.clauses, **kwargs)
+    return f"((clock_timestamp() AT TIME ZONE 'UTC') - make_interval(secs => {seconds}))"
+
+
 def now(session: orm.Session) -> datetime.datetime:
     """Read the database's clock, in UTC without a time zone."""
     return session.scalars(sa.select(database_now())).one()

@@ -231,7 +231,7 @@ def _after(
     )
 
 
-def is_stale(silent_since: datetime.datetime | sa.BindParameter[Any]) -> sa.ColumnElement[bool]:
+def is_stale(silent_since: sa.ColumnElement[datetime.datetime]) -> sa.ColumnElement[bool]:
     """Select jobs whose rate was reported by a compute that is silent or has restarted since."""
     return sa.or_(
         sa.and_(_AGENT.seen_at < silent_since, _JOB.progress_at < silent_since),
