@@ -241,35 +241,24 @@ _JOINED = (
     .outerjoin(models.StockCall, models.StockCall.host == _TASK.host)
     .where(_TASK.id.in_(_KEYS))
 )
-# A claim that is not held keeps its row.
-_CLAIMS = (
-    sa.select(
-        sa.func.max(_CLAIM.lease_expires_at).label('leased_until'), sa.func.count().label('hosts')
-    )
-    .where(job_claim.held())
-    .subquery()
-)
-_WITH_CELLS = _CLAIMS.outerjoin(models.Hearing, models.Hearing.cell_uuid != hearing.SERVICES)
-
-
-def _signs(tables: sa.FromClause, *more: sa.ColumnElement[Any]) -> sa.Select[*tuple[Any, ...]]:
-    """Select what a page has in common: once for each cell with a record, or once."""
-    conductors = sa.select(sa.func.max(models.Service.seen_at)).where(
-        models.Service.binary == model.Binary.CONDUCTOR
-    )
-    return sa.select(
-        db_session.database_now().label('now'),
-        _CLAIMS.c.leased_until,
-        _CLAIMS.c.hosts.label('claimed_hosts'),
-        conductors.scalar_subquery().label('reported_at'),
-        models.Hearing.cell_uuid,
-        models.Hearing.since,
-        models.Hearing.until,
-        *more,
-    ).select_from(tables)
-
-
-_SIGNS = _signs(_WITH_CELLS)
+_HEARING = models.Hearing
+# Of all conductors: a claim that is not held keeps its row.
+_CONDUCTORS = sa.select(
+    sa.null().label('cell_uuid'),
+    sa.null().label('request_id'),
+    db_session.database_now().label('at'),
+    sa.func.max(_CLAIM.lease_expires_at).label('until'),
+    sa.func.count().label('number'),
+    sa.select(sa.func.max(models.Service.seen_at))
+    .where(models.Service.binary == model.Binary.CONDUCTOR)
+    .scalar_subquery()
+    .label('reported_at'),
+).where(job_claim.held())
+_CELLS = sa.select(
+    _HEARING.cell_uuid, sa.null(), _HEARING.since, _HEARING.until, sa.literal(0), sa.null()
+).where(_HEARING.cell_uuid != hearing.SERVICES)
+# By one statement what a page has in common: a row of all conductors, and one of each cell.
+_SIGNS = _CONDUCTORS.union_all(_CELLS)
 _REQUESTS = sa.select(
     _REQUEST.id,
     _REQUEST.status,
@@ -304,18 +293,17 @@ _TASKS = _JOINED.with_only_columns(
 _SILENT_SINCE = db_session.seconds_ago(sa.bindparam('silent_seconds', type_=sa.Float()))
 # The rates of requests that silent or restarted computes reported: of few, if any.
 _STALE = (
-    sa.select(_TASK.request_id, sa.func.sum(_TASK.rate_bytes).label('rate_bytes'))
+    sa.select(
+        sa.null(), _TASK.request_id, sa.null(), sa.null(), sa.func.sum(_TASK.rate_bytes), sa.null()
+    )
     .join(_JOB, _JOB.uuid == _TASK.job_uuid)
     .join(models.Agent, models.Agent.host == _TASK.host)
     .where(_TASK.request_id.in_(_KEYS), _TASK.status.in_(model.TASK_WORKING))
     .where(_TASK.rate_bytes > 0, turns.is_stale(_SILENT_SINCE))
     .group_by(_TASK.request_id)
-    .subquery()
 )
-# Again for each request with such a rate.
-_SIGNS_AND_STALE = _signs(
-    _WITH_CELLS.outerjoin(_STALE, _STALE.c.rate_bytes > 0), _STALE.c.request_id, _STALE.c.rate_bytes
-)
+# And a row of each request with such a rate.
+_SIGNS_AND_STALE = _CONDUCTORS.union_all(_CELLS, _STALE)
 
 
 class _Page:
@@ -335,21 +323,19 @@ class _Page:
         """
         self._session = session
         self._gap = datetime.timedelta(seconds=rules.hearing_gap_seconds)
-        self._stale: dict[str, int] = {}
-        if moving:
-            given = {'keys': moving, 'silent_seconds': rules.compute_silent_seconds}
-            signs = db_session.run(session, _SIGNS_AND_STALE, given).all()
-            self._stale = {
-                row.request_id: int(row.rate_bytes) for row in signs if row.request_id is not None
-            }
-        else:
-            signs = db_session.run(session, _SIGNS).all()
-        now, leased_until, claimed_hosts, reported_at, *_ = signs[0]
+        given = {'keys': moving, 'silent_seconds': rules.compute_silent_seconds}
+        signs = db_session.run(session, *((_SIGNS_AND_STALE, given) if moving else (_SIGNS,))).all()
         self.heard = {
-            row.cell_uuid: hearing.Heard(row.since, row.until)
+            row.cell_uuid: hearing.Heard(row.at, row.until)
             for row in signs
             if row.cell_uuid is not None
         }
+        self._stale = {
+            row.request_id: int(row.number) for row in signs if row.request_id is not None
+        }
+        now, leased_until, claimed_hosts, reported_at = next(
+            row[2:] for row in signs if row.cell_uuid is None and row.request_id is None
+        )
         self.anywhere = hearing.latest(self.heard.values(), now)
         lease = datetime.timedelta(seconds=rules.claim_lease_seconds)
         seen_at = [self.heard_at(each) for each in self.heard.values()]
