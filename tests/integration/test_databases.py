@@ -666,7 +666,7 @@ def test_waits_explained(database: session.Database) -> None:
     assert world.jobs.record_progress([report]) == 1
     explained = explanations.Explanations(
         database,
-        explanations.Rules(15, 30, 15, precache_concurrency=lambda: 1),
+        explanations.Rules(3600, 30, 3600, precache_concurrency=lambda: 1),
         names.CellNames(world.inventory).cells,
         world.agents.why_down,
     )
@@ -719,10 +719,12 @@ def test_pages_read_few_rows(database: session.Database, monkeypatch: pytest.Mon
     monkeypatch.setattr(turns, 'MOST_JOBS', 20)
     world = open_world(database)
     first, guarded, last = _fill(world, hosts=800)
-    world.begun()
+    begun = world.begun()
+    progress = model.Progress('downloading', 1, 100, rate_bytes=10)
+    world.jobs.record_progress([jobs.ProgressReport(begun.job_id, begun.epoch, 1, progress)])
     explained = explanations.Explanations(
         database,
-        explanations.Rules(15, 30, 15, precache_concurrency=lambda: 1),
+        explanations.Rules(3600, 30, 3600, precache_concurrency=lambda: 1),
         names.CellNames(world.inventory).cells,
         world.agents.why_down,
     )
