@@ -35,7 +35,7 @@ def new_agent(
     """
     identity = _identity(conf)
     name = compute_name.Name(identity['host'], identity['agent_id'])
-    transport = rpc.connect_own(conf)
+    transport = rpc.connect_own(conf, shares_connections=True)
     reporter = conductor_rpcapi.ConductorReporter(
         transport, process.conductor_cap(conf), conf.rpc_response_timeout, name.agent_id
     )

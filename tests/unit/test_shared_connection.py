@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several threads receive on one connection, which only one of them uses at a time."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import pytest
+from oslo_messaging._drivers import common
+
+from nova_precache.rpc import shared_connection
+
+WAIT_SECONDS = 20
+
+
+class Broken(Exception):
+    """An error of a broker that is gone."""
+
+
+class Consumer:
+    """A consumer on a connection, as the driver keeps it."""
+
+    def __init__(self, name: str, callback: Callable[[Any], None], is_lost: bool) -> None:
+        self.queue_name = name
+        self.callback = callback
+        self.is_cancelled = False
+        self._is_lost = is_lost
+
+    def cancel(self, tag: int) -> None:
+        if self._is_lost:
+            raise Broken
+        self.is_cancelled = True
+
+
+class Connection:
+    """Delivers what a test puts into queues, and fails if two threads use it."""
+
+    recoverable_connection_errors = (Broken,)
+    channel_errors = ()
+
+    def __init__(self, is_lost: bool = False) -> None:
+        self.connection = self
+        self.is_closed = False
+        self.reading = threading.Event()
+        self._is_lost = is_lost
+        self._consumers: dict[Consumer, int] = {}
+        self._active_tags: dict[str, int] = {}
+        self._new_tags: set[int] = set()
+        self._arrived: queue.Queue[tuple[str, str]] = queue.Queue()
+        self._used = threading.Lock()
+
+    def declare_direct_consumer(self, topic: str, callback: Callable[[Any], None]) -> None:
+        with self._use():
+            tag = len(self._active_tags) + 1
+            self._consumers[Consumer(topic, callback, self._is_lost)] = tag
+            self._active_tags[topic] = tag
+
+    def deliver(self, topic: str, message: str) -> None:
+        self._arrived.put((topic, message))
+
+    def consume(self, timeout: float) -> None:
+        with self._use():
+            self.reading.set()
+            try:
+                topic, message = self._arrived.get(timeout=timeout)
+            except queue.Empty:
+                raise common.Timeout from None
+            for consumer in self._consumers:
+                if consumer.queue_name == topic:
+                    consumer.callback(message)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    @property
+    def consumers(self) -> list[Consumer]:
+        return list(self._consumers)
+
+    def _use(self) -> threading.Lock:
+        assert not self._used.locked(), 'two threads use the connection'
+        return self._used
+
+
+class Client:
+    """A receiver with one queue, and the messages it has received."""
+
+    def __init__(self, shared: shared_connection.SharedConnection, topic: str) -> None:
+        self.receiver = shared_connection.Receiver(shared)
+        self.received: list[str] = []
+        self.receiver.declare_direct_consumer(topic, self.received.append)
+
+    def read(self, seconds: float = WAIT_SECONDS) -> list[str]:
+        """Receive for a while, or until there is a message."""
+        with contextlib.suppress(common.Timeout):
+            self.receiver.consume(seconds)
+        return self.received
+
+
+@pytest.fixture
+def connection() -> Connection:
+    return Connection()
+
+
+@pytest.fixture
+def shared(connection: Connection) -> shared_connection.SharedConnection:
+    return shared_connection.SharedConnection(lambda: connection)
+
+
+@pytest.fixture
+def clients(shared: shared_connection.SharedConnection) -> tuple[Client, Client]:
+    return Client(shared, 'calls'), Client(shared, 'answers')
+
+
+@pytest.fixture
+def long_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that only a message ends within the time of a test."""
+    monkeypatch.setattr(shared_connection, 'TURN_SECONDS', 2 * WAIT_SECONDS)
+
+
+@pytest.mark.usefixtures('long_turns')
+def test_message_read_by_other_thread_arrives(
+    clients: tuple[Client, Client], connection: Connection
+) -> None:
+    reading, waiting = clients
+    with futures.ThreadPoolExecutor(2) as pool:
+        read = pool.submit(reading.read)
+        assert connection.reading.wait(WAIT_SECONDS)
+        waited = pool.submit(waiting.read)
+        connection.deliver('answers', 'for the other')
+
+        assert waited.result(WAIT_SECONDS) == ['for the other']
+        connection.deliver('calls', 'own')
+        while not read.result(WAIT_SECONDS):
+            read = pool.submit(reading.read)
+        assert read.result(WAIT_SECONDS) == ['own']
+
+
+def test_message_before_wait_is_noticed(
+    clients: tuple[Client, Client], connection: Connection
+) -> None:
+    reading, late = clients
+    connection.deliver('answers', 'early')
+    reading.read()
+
+    late.receiver.consume(0)
+
+    assert late.received == ['early']
+
+
+def test_silent_connection_times_out(clients: tuple[Client, Client]) -> None:
+    with pytest.raises(common.Timeout):
+        clients[0].receiver.consume(0.01)
+
+
+def test_queue_declared_while_thread_reads(
+    shared: shared_connection.SharedConnection,
+    clients: tuple[Client, Client],
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared_connection, 'TURN_SECONDS', 0.01)
+    stopped = threading.Event()
+
+    def read() -> None:
+        while not stopped.is_set():
+            clients[0].read()
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(read)
+        assert connection.reading.wait(WAIT_SECONDS)
+        Client(shared, 'more')
+        stopped.set()
+        connection.deliver('calls', 'the last')
+
+    assert [each.queue_name for each in connection.consumers] == ['calls', 'answers', 'more']
+
+
+@pytest.mark.usefixtures('long_turns')
+def test_stopped_receiver_stops_waiting(
+    clients: tuple[Client, Client], connection: Connection
+) -> None:
+    reading, waiting = clients
+    with futures.ThreadPoolExecutor(2) as pool:
+        pool.submit(reading.read)
+        assert connection.reading.wait(WAIT_SECONDS)
+        waited = pool.submit(waiting.read)
+        waiting.receiver.stop_consuming()
+
+        assert waited.result(WAIT_SECONDS) == []
+        connection.deliver('calls', 'ends the other')
+
+
+@pytest.mark.parametrize('is_lost', [False, True], ids=['connected', 'lost'])
+def test_left_receiver_keeps_others(is_lost: bool) -> None:
+    connection = Connection(is_lost)
+    shared = shared_connection.SharedConnection(lambda: connection)
+    leaving, staying = Client(shared, 'calls'), Client(shared, 'answers')
+    left = connection.consumers[0]
+
+    leaving.receiver.close()
+
+    assert left.is_cancelled is not is_lost
+    assert [each.queue_name for each in connection.consumers] == ['answers']
+    assert connection._active_tags.keys() == {'answers'}
+    connection.deliver('answers', 'arrives')
+    assert (staying.read(), connection.is_closed) == (['arrives'], False)
+
+
+def test_last_receiver_closes_connection(
+    shared: shared_connection.SharedConnection,
+    clients: tuple[Client, Client],
+    connection: Connection,
+) -> None:
+    for each in clients:
+        each.receiver.close()
+
+    assert connection.is_closed
+    Client(shared, 'again')  # connects again
+    assert connection.consumers[-1].queue_name == 'again'
