@@ -58,7 +58,7 @@ class ThreadPool(futures.Executor):
         return result
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more work; the threads end when the queue is empty."""
+        """Refuse further work; the threads end when the queue is empty."""
         with self._condition:
             self._is_shut_down = True
             while cancel_futures and self._queue:

@@ -6,10 +6,10 @@ keeps two to send. It declares three queues for a server: its own, one of all se
 and one of the topic's fanout, though no message is ever sent to the last two.
 
 Here the server and the answers share a connection, on which only one thread reads at a time, and
-the queues of a server are its own and that of the answers. The pool keeps one connection to send;
-it opens more while several threads send at once, and closes them some time later. It can serve
-calls and answers: a connection that is reconnected gives up soon, so that its next user does not
-wait for a broker that is away.
+the queues of a server are its own and that of the answers. The pool keeps one connection to send.
+If that is busy for long, such as with a broker that is away, it opens others, and closes them
+some time later. It can serve calls and answers: a connection that is reconnected gives up soon, so
+that its next user does not wait for a broker that is away.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ from oslo_messaging._drivers import amqpdriver, base, common, impl_rabbit, pool
 
 # How long a thread reads before others get their turn: to declare a queue, or to stop.
 TURN_SECONDS = 1.0
+# How long a sender waits for a connection that is busy before it opens another.
+BUSY_SECONDS = 1.0
 # How long a connection to send is kept that is not used.
 UNUSED_SECONDS = 60.0
 
@@ -29,6 +31,8 @@ Message = Callable[[Any], None]
 
 class SharedConnectionDriver(impl_rabbit.RabbitDriver):  # type: ignore[misc]
     """The RabbitMQ driver, with a shared connection to receive."""
+
+    _connection_pool: Any
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -63,6 +67,11 @@ class _Pool(pool.ConnectionPool):  # type: ignore[misc]
         self._shared = SharedConnection(
             lambda: super(_Pool, self).create(purpose=common.PURPOSE_LISTEN)
         )
+
+    def get(self, retry: int | None = None) -> Any:
+        with self._cond:
+            self._cond.wait_for(lambda: self._items or not self._current_size, BUSY_SECONDS)
+        return super().get(retry)
 
     def create(self, purpose: str = common.PURPOSE_SEND, retry: int | None = None) -> Any:
         if purpose == common.PURPOSE_LISTEN:

@@ -320,8 +320,9 @@ def connect_own(conf: cfg.ConfigOpts, *, shares_connections: bool = False) -> Tr
         the user, the password or the virtual host
     """
     transport = connect(conf, shares_connections=shares_connections)
-    # On separate connections: a server such as uWSGI may fork before it uses those above.
-    trial = connect(conf)
+    # On separate connections: a server such as uWSGI may fork before it uses those above. An agent
+    # is not forked, and the queue for the answers of thousands of trials would stay for a while.
+    trial = transport if shares_connections else connect(conf)
     trial.outage = transport.outage
     try:
         trial.probe(REFUSAL_SECONDS)
@@ -331,7 +332,8 @@ def connect_own(conf: cfg.ConfigOpts, *, shares_connections: bool = False) -> Tr
     except exception.CellUnreachable:
         pass  # already logged as an outage
     finally:
-        trial.retire()
+        if trial is not transport:
+            trial.retire()
     return transport
 
 

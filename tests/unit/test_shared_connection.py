@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from oslo_messaging._drivers import common
 
+from nova_precache import conf as options, rpc
 from nova_precache.rpc import shared_connection
 
 WAIT_SECONDS = 20
@@ -220,3 +221,87 @@ def test_last_receiver_closes_connection(
     assert connection.is_closed
     Client(shared, 'again')  # connects again
     assert connection.consumers[-1].queue_name == 'again'
+
+
+class Sending:
+    """A connection that sends, as the pool opens it."""
+
+    def __init__(self, conf: object, url: object, purpose: str, retry: int | None) -> None:
+        self.max_retries = retry
+        self.is_closed = False
+
+    def reset(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The pool of an agent, for a broker with two hosts."""
+    transport = rpc.connect(
+        options.new(config_files=[]), 'rabbit://one,rabbit2/', shares_connections=True
+    )
+    found = transport.calling._driver._connection_pool
+    monkeypatch.setattr(found, 'connection_cls', Sending)
+    return found
+
+
+def test_agent_sends_on_one_connection(pool: Any) -> None:
+    used: list[Sending] = []
+
+    def send() -> None:
+        connection = pool.get()
+        used.append(connection)
+        pool.put(connection)
+
+    with futures.ThreadPoolExecutor(8) as threads:
+        for sent in [threads.submit(send) for _ in range(50)]:
+            sent.result(WAIT_SECONDS)
+
+    assert len(used) == 50
+    assert len(set(used)) == 1
+
+
+def test_busy_connection_delays_no_sender(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_connection, 'BUSY_SECONDS', 0.01)
+    busy = pool.get()
+
+    assert pool.get() is not busy
+
+
+def test_unused_connection_closed(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_connection, 'BUSY_SECONDS', 0.01)
+    monkeypatch.setattr(pool, '_item_ttl', 0)
+    unused, used = pool.get(), pool.get()
+    for each in (unused, used):
+        pool.put(each)
+
+    assert pool.get() is used
+    assert (unused.is_closed, used.is_closed) == (True, False)
+
+
+@pytest.mark.parametrize(('retries', 'tried_again'), [(None, 1), (0, 0), (3, 3)])
+def test_reconnecting_gives_up_soon(pool: Any, retries: int | None, tried_again: int) -> None:
+    assert pool.get(retries).max_retries == tried_again
+
+
+def test_agent_closes_connections_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Semaphore(0)
+    transport = rpc.connect(
+        options.new(config_files=[]), 'rabbit://nowhere/', shares_connections=True
+    )
+    monkeypatch.setattr(transport.calling, 'cleanup', closed.release)
+
+    transport.retire()
+
+    assert transport.calling is transport.serving
+    assert closed.acquire(timeout=WAIT_SECONDS)
+    assert not closed.acquire(blocking=False)
+
+
+def test_broker_in_memory_shares_nothing() -> None:
+    transport = rpc.connect(options.new(config_files=[]), 'fake:///a', shares_connections=True)
+
+    assert transport.calling._driver is not transport.serving._driver
