@@ -137,23 +137,29 @@ class SharedConnection:
             self._turns.notify_all()
 
     def stop(self, receiver: 'Receiver') -> None:
-        """Make ``consume`` return at once from now on."""
+        """Make ``consume`` return at once from now on, and cancel the consumers of a receiver.
+
+        The connection is still read for others, so they would take its messages.
+        """
         with self._turns:
             receiver.is_stopped = True
             self._turns.notify_all()
+        with self._exclusively():
+            self._cancel_all(receiver)
 
     def leave(self, receiver: 'Receiver') -> None:
-        """Remove the consumers of a receiver, and close the connection after the last one."""
+        """Cancel the consumers of a receiver, and close the connection after the last one."""
         with self._exclusively():
-            consumers = self._consumers.pop(receiver, [])
-            if self._connection is None:
+            self._cancel_all(receiver)
+            if self._consumers.pop(receiver, None) is None or self._consumers:
                 return
-            if not self._consumers:
-                connection, self._connection = self._connection, None
-                connection.close()
-                return
-            for consumer in consumers:
-                self._cancel(consumer)
+            connection, self._connection = self._connection, None
+            connection.close()
+
+    def _cancel_all(self, receiver: 'Receiver') -> None:
+        consumers = self._consumers.get(receiver, [])
+        while consumers:
+            self._cancel(consumers.pop())
 
     def _cancel(self, consumer: Any) -> None:
         connection = self._connection
@@ -213,6 +219,9 @@ class Receiver:
 
     def _taking(self, callback: Message) -> Message:
         def take(message: Any) -> None:
+            if self.is_stopped:
+                message.requeue()
+                return
             callback(message)
             self._shared.received(self)
 

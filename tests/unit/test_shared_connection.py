@@ -85,6 +85,16 @@ class Connection:
         return self._used
 
 
+class Returned:
+    """A message that records whether it went back to its queue."""
+
+    def __init__(self, returned: list[str]) -> None:
+        self._returned = returned
+
+    def requeue(self) -> None:
+        self._returned.append('returned')
+
+
 class Client:
     """A receiver with one queue, and the messages it has received."""
 
@@ -184,14 +194,31 @@ def test_stopped_receiver_stops_waiting(
     clients: tuple[Client, Client], connection: Connection
 ) -> None:
     reading, waiting = clients
-    with futures.ThreadPoolExecutor(2) as pool:
+    with futures.ThreadPoolExecutor(3) as pool:
         pool.submit(reading.read)
         assert connection.reading.wait(WAIT_SECONDS)
         waited = pool.submit(waiting.read)
-        waiting.receiver.stop_consuming()
+        stopped = pool.submit(waiting.receiver.stop_consuming)
 
         assert waited.result(WAIT_SECONDS) == []
-        connection.deliver('calls', 'ends the other')
+        connection.deliver('calls', 'ends the turn of the other')
+        stopped.result(WAIT_SECONDS)
+
+
+def test_stopped_receiver_takes_no_message(
+    clients: tuple[Client, Client], connection: Connection
+) -> None:
+    stopped, other = clients
+    consumer = connection.consumers[0]
+    returned: list[str] = []
+
+    stopped.receiver.stop_consuming()
+    consumer.callback(Returned(returned))  # it was on its way
+
+    assert (stopped.received, returned) == ([], ['returned'])
+    assert (consumer.is_cancelled, connection.consumers) == (True, connection.consumers[-1:])
+    connection.deliver('answers', 'arrives')
+    assert other.read() == ['arrives']
 
 
 @pytest.mark.parametrize('is_lost', [False, True], ids=['connected', 'lost'])
