@@ -7,6 +7,7 @@ each agent takes of the broker.
 
 import argparse
 import dataclasses
+import logging
 import pathlib
 import re
 import subprocess
@@ -32,6 +33,10 @@ FLEETS = (1000, 10_000)
 MOST_AGENT_MIB = 60.0
 MOST_AGENT_CONNECTIONS = 2
 REGISTER_SECONDS = 300.0
+_OF_CONNECTIONS_AND_QUEUES = (
+    *('connection_readers', 'connection_writers', 'connection_channels', 'connection_other'),
+    *('queue_procs', 'metrics', 'mnesia', 'msg_index', 'other_ets', 'other_proc'),
+)
 _WHAT_IS_MEASURED = ('agents', 'settle-seconds')
 
 
@@ -50,7 +55,11 @@ class Idle:
 
 @dataclasses.dataclass(frozen=True)
 class Broker:
-    """What the processes take of a RabbitMQ, all of them together."""
+    """What the processes take of a RabbitMQ, all of them together.
+
+    :ivar memory_bytes: of connections, channels, queues and their tables; its total also has
+        buffers, which vary by more than all of them
+    """
 
     memory_bytes: int
     sockets: int
@@ -117,7 +126,7 @@ class Site:
         self._broker.control('force_gc')
         status = self._broker.status()
         return Broker(
-            status['memory']['total']['allocated'],
+            sum(status['memory'][kind] for kind in _OF_CONNECTIONS_AND_QUEUES),
             status['file_descriptors']['sockets_used'],
             len(self._broker.listed('channels', 'pid')),
             status['totals']['queue_count'],
@@ -198,7 +207,7 @@ def serve(config_file: str, count: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    cli.log_progress()
+    cli.log_progress(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix='idle-') as name:
         directory = pathlib.Path(name)
         try:
@@ -251,8 +260,7 @@ def broker_of_fleets(before: Broker, after: Broker, agents: int) -> report.Table
         for one, other in zip(dataclasses.astuple(after), dataclasses.astuple(before), strict=True)
     ]
     rows = [
-        (f'{count:,}', *_shown([count * value for value in each]))
-        for count in (1, agents, *FLEETS)
+        (f'{count:,}', *_shown([count * value for value in each])) for count in (1, agents, *FLEETS)
     ]
     head = ('agents', 'memory MiB', 'connections', 'channels', 'queues')
     return report.Table('Of a RabbitMQ', head, tuple(rows))
