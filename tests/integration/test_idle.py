@@ -2,7 +2,9 @@
 """An idle agent and an idle conductor take little, of their machines and of a RabbitMQ."""
 
 import contextlib
+import gc
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,10 +15,25 @@ from tests.integration.link import Link
 from tools.servers.rabbitmq import RabbitMQ
 from tools.waiting import wait_until
 
+# py-amqp leaves the socket of a connection to the collector on which it cancelled a consumer while
+# it was closed, or that the broker closed.
+pytestmark = pytest.mark.filterwarnings(
+    r'ignore:Exception ignored in. <socket\.socket:pytest.PytestUnraisableExceptionWarning'
+)
 TOPIC = 'precache_test'
 CTXT = context.admin_context()
 WAIT_SECONDS = 60.0
 REPORT_SECONDS = 0.1
+
+
+@pytest.fixture(autouse=True)
+def _sockets_collected() -> Iterator[None]:
+    """Collect what a test leaves while the mark of this module applies, not in a later test."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == 'transport-close':
+            thread.join(WAIT_SECONDS)
+    gc.collect()
 
 
 class Endpoint(rpc.Endpoint):
@@ -137,9 +154,6 @@ def test_stopped_server_leaves_answers(url: str) -> None:
         transport.retire()
 
 
-@pytest.mark.filterwarnings(
-    r'ignore:Exception ignored in. <socket\.socket:pytest.PytestUnraisableExceptionWarning'
-)
 def test_shared_connection_survives_broker(
     pair: tuple[rpc.Transport, rpc.Transport], link: Link
 ) -> None:
