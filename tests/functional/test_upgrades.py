@@ -117,7 +117,7 @@ class ConductorOf14(CONDUCTOR, version='1.4'):  # type: ignore[misc, valid-type]
         super().register(*call, **more)
 
 
-class ConductorInTurns(CONDUCTOR):  # type: ignore[misc, valid-type]
+class ConductorInTurns(CONDUCTOR, version=conductor_rpcapi.VERSION):  # type: ignore[misc, valid-type]
     """A conductor of this release while ``serves`` is set, else one of the release before."""
 
     serves = threading.Event()
@@ -131,7 +131,7 @@ class ConductorInTurns(CONDUCTOR):  # type: ignore[misc, valid-type]
         return conductor_rpcapi.VERSION if self.serves.is_set() else '1.4'
 
 
-class ReportsInTurns(REPORTS):  # type: ignore[misc, valid-type]
+class ReportsInTurns(REPORTS, version=conductor_rpcapi.VERSION):  # type: ignore[misc, valid-type]
     """The reports' topic of such a conductor, which answers only while it is served."""
 
     taken = 0
