@@ -8,7 +8,7 @@ and of the other end.
 """
 
 from nova_precache.rpc.client import Client
-from nova_precache.rpc.message import NovaContextSerializer, version_cap
+from nova_precache.rpc.message import NovaContextSerializer, knows, version_cap
 from nova_precache.rpc.server import Endpoint, Server, refuses
 from nova_precache.rpc.transport import (
     UNREADABLE,
@@ -34,6 +34,7 @@ __all__ = [
     'connect_retries',
     'describe_url',
     'is_in_memory',
+    'knows',
     'names_broker',
     'refuses',
     'url_problem',

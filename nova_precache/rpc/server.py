@@ -49,12 +49,21 @@ def refuses(*errors: type[Exception]) -> Callable[[Method], Method]:
 
 
 class Server:
-    """Serves endpoints on a topic, each call in its own thread."""
+    """Serves endpoints on a topic, each call in its own thread.
+
+    :param threads: largest number of calls at once; None: ``[DEFAULT] executor_thread_pool_size``
+    """
 
     def __init__(
-        self, transport: transports.Transport, topic: str, name: str, endpoints: Sequence[object]
+        self,
+        transport: transports.Transport,
+        topic: str,
+        name: str,
+        endpoints: Sequence[object],
+        threads: int | None = None,
     ) -> None:
         self._transport = transport
+        self._threads = threads
         self._new_server = functools.partial(
             _RPCServer,
             transport.serving,
@@ -94,7 +103,7 @@ class Server:
     def _try_to_start(self) -> None:
         server = self._new_server()
         with self._transport.noted(), errors.translate_errors('an RPC server'):
-            server.start()
+            server.start(override_pool_size=self._threads)
         with self._lock:
             self._serving = server
             is_late = self._stopping.is_set()

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -129,8 +129,8 @@ class Transport:
             with self.noted():
                 _wait(self._begin_probe(), seconds)
 
-    def probe_in_background(self, topic: str) -> None:
-        """Cast a ping, which a server of the topic receives while the broker delivers messages.
+    def probe_in_background(self, *topics: str) -> None:
+        """Cast pings, which servers of the topics receive while the broker delivers messages.
 
         Servers of every release know it. The result is recorded for the log. Call this every
         few seconds: after failures it skips some calls, so that oslo.messaging can reconnect.
@@ -139,21 +139,22 @@ class Transport:
             is_pausing = self._pauses > 0
             self._pauses -= int(is_pausing)
         if not is_pausing:
-            self._begin_probe(topic)
+            self._begin_probe(topics)
 
-    def _begin_probe(self, topic: str = PROBE_TOPIC) -> 'futures.Future[None]':
+    def _begin_probe(self, topics: Sequence[str] = (PROBE_TOPIC,)) -> 'futures.Future[None]':
         """Start a probe unless one is running, which may last until the broker is back."""
         with self._lock:
             if self._probe is None or self._probe.done():
-                work = functools.partial(self._use, functools.partial(self._send_probe, topic))
+                work = functools.partial(self._use, functools.partial(self._send_probe, topics))
                 self._probe = _in_background(context.admin_context(), work)
             return self._probe
 
-    def _send_probe(self, topic: str) -> None:
+    def _send_probe(self, topics: Sequence[str]) -> None:
         try:
             with self.noted(), errors.translate_errors('ping'):
-                # First a cast, which fails at a dead broker.
-                self._prober(topic).cast(context.admin_context(), 'ping')
+                # First casts, which fail at a dead broker.
+                for topic in topics:
+                    self._prober(topic).cast(context.admin_context(), 'ping')
                 if not self._is_ready_for_replies:
                     with contextlib.suppress(messaging.MessageUndeliverable):
                         prober = self._prober(PROBE_TOPIC, must_arrive=True)
@@ -179,10 +180,14 @@ class Transport:
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
         """Record for the log whether the broker could be used."""
+        began_at = self.outage.clock()
         try:
             yield
         except (exception.CellUnreachable, exception.ConfigError) as exc:
             self.outage.began(exc)
+            raise
+        except TimeoutError:  # the broker took the message, and no server answered
+            self._answered_at = max(began_at, self._answered_at or began_at)
             raise
         else:
             self._answered_at = self.outage.clock()

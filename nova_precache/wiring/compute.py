@@ -14,6 +14,7 @@ from nova_precache.compute import (
     manager,
     metrics,
     name as compute_name,
+    reports as host_reports,
     rpcapi,
     transfers,
 )
@@ -45,11 +46,17 @@ def new_agent(
     measured = (computes or metrics.ComputeMetrics(process.exposition(conf).registry)).host(
         conf.host, driver.cache_report
     )
+    reports = host_reports.Reports(
+        name,
+        reporter,
+        running,
+        _report_interval(conf),
+    )
     inventory = cache_reporter.CacheReporter(
         host=conf.host,
         agent_id=identity['agent_id'],
         driver=driver,
-        conductor=reporter,
+        conductor=reports,
         changes_seconds=conf.report_interval,
         full_seconds=conf.image_cache.inventory_interval_seconds,
     )
@@ -70,6 +77,7 @@ def new_agent(
         new_server=lambda: rpc.Server(transport, rpcapi.TOPIC, conf.host, [endpoint]),
         running=running,
         images=inventory,
+        reports=reports,
         report_seconds=conf.report_interval,
         cache_seconds=agent.cache_seconds(conf.image_cache.manager_interval),
     )
@@ -83,6 +91,12 @@ def new_agent(
         )
         healthy.add(f'compute {conf.host}', checks.check)
     return compute
+
+
+def _report_interval(conf: cfg.ConfigOpts) -> host_reports.Interval:
+    """Keep the host up, and its transfers moving, if a report is lost now and then."""
+    longest = min(conf.report_interval, conf.service_down_time / 4, model.LONGEST_REPORT_SECONDS)
+    return host_reports.Interval(min(agent.REPORT_SECONDS, longest), float(longest))
 
 
 def _identity(conf: cfg.ConfigOpts) -> model.Json:
