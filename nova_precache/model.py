@@ -555,6 +555,8 @@ class CacheRequest:
     :ivar rate_bytes: per second, of all its running transfers
     :ivar bytes_to_come: remaining bytes of its tasks in flight
     :ivar expected_seconds: until they are received, while none of its transfers runs
+    :ivar is_planned: its plan is complete
+    :ivar canary_passed: its canary hosts have succeeded, or it has none
     """
 
     id: str
@@ -586,6 +588,8 @@ class CacheRequest:
     pin_id: str | None = None
     global_request_id: str | None = None
     expected_seconds: float | None = None
+    is_planned: bool = True
+    canary_passed: bool = True
 
     @property
     def eta_seconds(self) -> float | None:

@@ -212,7 +212,7 @@ class Agents:
         """Map hosts to their state; a host that never had an agent is left out."""
         agents = self.get(hosts)
         with self._database.reader() as session:
-            shown = self._hosts(session, agents.values(), db_session.now(session))
+            shown = self._hosts(agents.values(), hearing.load(session))
         return {host.agent.host: host for host in shown}
 
     def why_down(
@@ -273,15 +273,15 @@ class Agents:
         """
         row = models.Agent
         with self._database.reader() as session:
-            now = db_session.now(session)
+            heard = hearing.load(session)
             query = pages.select(session, sa.select(row), HOSTS, page)
             if hosts is not None:
                 query = query.where(row.host.in_(list(hosts)))
             if status is not None:
-                query = query.where(self._has_status(status, now))
+                query = query.where(self._has_status(status, heard.now))
             if cell_uuid is not None:
                 query = query.where(row.cell_uuid == cell_uuid)
-            return self._hosts(session, [_agent(each) for each in session.scalars(query)], now)
+            return self._hosts([_agent(each) for each in session.scalars(query)], heard)
 
     def _has_status(
         self, status: model.HostStatus, now: datetime.datetime
@@ -290,10 +290,10 @@ class Agents:
         return standing.has_status(agent, agent.cell_uuid, status, now, self._down)
 
     def _hosts(
-        self, session: orm.Session, agents: Collection[model.Agent], now: datetime.datetime
+        self, agents: Collection[model.Agent], heard: hearing.AllHeard
     ) -> Sequence[model.Host]:
-        heard = hearing.of_cells(session, {agent.cell_uuid for agent in agents})
-        return [self._host(agent, now, heard.get(agent.cell_uuid)) for agent in agents]
+        cells = heard.cells
+        return [self._host(agent, heard.now, cells.get(agent.cell_uuid)) for agent in agents]
 
     def _host(
         self, agent: model.Agent, now: datetime.datetime, heard: hearing.Heard | None

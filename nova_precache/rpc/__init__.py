@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """RPC over message brokers, on oslo.messaging.
 
-``transport`` has the connections to a broker, its probes and its URL; ``client`` calls and
-casts; ``server`` serves endpoints; ``message`` has the context and the version that each message
-carries; ``errors`` translates those of oslo.messaging and of the other end.
+``transport`` has the connections to a broker, its probes and its URL, and ``shared_connection``
+the few of an agent; ``client`` calls and casts; ``server`` serves endpoints; ``message`` has the
+context and the version that each message carries; ``errors`` translates those of oslo.messaging
+and of the other end.
 """
 
 from nova_precache.rpc.client import Client

@@ -13,7 +13,7 @@ import oslo_messaging as messaging
 import tenacity
 from oslo_messaging.rpc import server as rpc_server
 
-from nova_precache import context, exception, wire
+from nova_precache import backend, concurrency, context, exception, wire
 from nova_precache.rpc import errors, message as messages, transport as transports
 
 LOG = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Server:
         self._transport = transport
         self._threads = threads
         self._new_server = functools.partial(
-            rpc_server.RPCServer,
+            _RPCServer,
             transport.serving,
             messaging.Target(exchange=transport.exchange, topic=topic, server=name),
             _Dispatcher(endpoints, transport.outage.name),
@@ -114,6 +114,15 @@ class Server:
         error = None if state.outcome is None else state.outcome.exception()
         if error is not None:
             LOG.error('Starting an RPC server failed', exc_info=error)
+
+
+class _RPCServer(rpc_server.RPCServer):  # type: ignore[misc]
+    """Serves with as many threads as calls are in progress; oslo.messaging keeps its 64."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if self.executor_type == backend.Backend.THREADING:
+            self._executor_cls = concurrency.ThreadPool
 
 
 def _close(server: Any) -> None:

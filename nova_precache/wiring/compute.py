@@ -20,7 +20,7 @@ from nova_precache.compute import (
 )
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.virt import driver as virt_driver
-from nova_precache.wiring import common, images
+from nova_precache.wiring import images, process
 
 
 def new_agent(
@@ -36,14 +36,14 @@ def new_agent(
     """
     identity = _identity(conf)
     name = compute_name.Name(identity['host'], identity['agent_id'])
-    transport = rpc.connect_own(conf)
+    transport = rpc.connect_own(conf, shares_connections=True)
     reporter = conductor_rpcapi.ConductorReporter(
-        transport, common.conductor_cap(conf), conf.rpc_response_timeout, name.agent_id
+        transport, process.conductor_cap(conf), conf.rpc_response_timeout, name.agent_id
     )
     driver = virt_driver.load_driver(conf.compute_driver, conf)
     conf.register_mutate_hook(lambda changed, fresh: driver.options_changed(changed))
     running = transfers.Transfers()
-    measured = (computes or metrics.ComputeMetrics(common.exposition(conf).registry)).host(
+    measured = (computes or metrics.ComputeMetrics(process.exposition(conf).registry)).host(
         conf.host, driver.cache_report
     )
     reports = host_reports.Reports(
@@ -87,7 +87,7 @@ def new_agent(
             transport,
             reporter,
             driver,
-            common.silent_seconds(conf.report_interval),
+            process.silent_seconds(conf.report_interval),
         )
         healthy.add(f'compute {conf.host}', checks.check)
     return compute
@@ -108,5 +108,5 @@ def _identity(conf: cfg.ConfigOpts) -> model.Json:
         'host': host,
         'agent_id': agent.agent_id(pathlib.Path(conf.state_path)),
         'boot_id': str(uuid.uuid4()),
-        'version': common.version(),
+        'version': process.version(),
     }

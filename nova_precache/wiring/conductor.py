@@ -43,7 +43,7 @@ from nova_precache.db import (
 )
 from nova_precache.db.engine import session as db_session
 from nova_precache.notifications import emitter
-from nova_precache.wiring import common, computes, images
+from nova_precache.wiring import common, computes, images, process
 
 
 def new_conductor(
@@ -55,7 +55,7 @@ def new_conductor(
 
     :param exposed: the metrics of this process, which the caller serves
     """
-    return ConductorParts(conf, database, exposed or common.exposition(conf)).conductor()
+    return ConductorParts(conf, database, exposed or process.exposition(conf)).conductor()
 
 
 class ConductorParts:
@@ -171,7 +171,7 @@ class ConductorParts:
         checks = health.ConductorHealth(
             self.database.ping,
             conductor.brokers,
-            common.silent_seconds(options.heartbeat_write_interval_seconds),
+            process.silent_seconds(options.heartbeat_write_interval_seconds),
         )
         self.health.add('conductor', checks.check)
         return conductor

