@@ -308,12 +308,14 @@ class DatabaseUnavailable(Unavailable):
     """The database cannot be reached, or cannot serve now.
 
     :ivar reason: its error, for the log only: it names the server
+    :ivar is_reached: it answered, such as that a lock is not available
     """
 
     def __init__(self, reason: str, *, is_reached: bool = False) -> None:
         what = 'serve requests now' if is_reached else 'be reached'
         super().__init__(f'The database cannot {what}. Please try again later.')
         self.reason = reason
+        self.is_reached = is_reached
 
 
 class IdentityServiceUnavailable(Unavailable):

@@ -13,7 +13,7 @@ from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
 from nova_precache.db import hearing, pages, standing
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import models, row_list, session as db_session
 from nova_precache.db.job import locking, outcome as job_outcome
 
 LOG = logging.getLogger(__name__)
@@ -35,24 +35,28 @@ HOSTS = pages.Listing(
     marker=models.Agent.host,
 )
 _ALL = pages.Page()
-_REPORTS: dict[str, object] = {name: sa.bindparam(f'to_{name}') for name in _REPORTED}
-# An older agent's report has no time: it counts as sent when it is written.
-_SENT_AT = sa.func.coalesce(
-    sa.bindparam('to_seen_at', type_=sa.DateTime()), db_session.database_now()
+_REPORTS = row_list.RowList(
+    'reports',
+    {
+        name: _AGENT.c[name].type
+        for name in ('host', 'agent_id', 'cell_uuid', 'seen_at', *_REPORTED)
+    },
+    text_key='host',
 )
-# Built once: each host reports every few seconds.
+# An older agent's report has no time: it counts as sent when it is written.
+_SENT_AT = sa.func.coalesce(_REPORTS.c.seen_at, db_session.database_now())
 _REPORT = (
     sa.update(_AGENT)
     .where(
-        _AGENT.c.host == sa.bindparam('of_host'),
-        _AGENT.c.agent_id == sa.bindparam('of_agent'),
-        _AGENT.c.cell_uuid == sa.bindparam('of_cell'),
+        _AGENT.c.host == _REPORTS.key,
+        _AGENT.c.agent_id == _REPORTS.c.agent_id,
+        _AGENT.c.cell_uuid == _REPORTS.c.cell_uuid,
         # A report may arrive after the goodbye.
         sa.not_(standing.is_stopped(models.Agent)),
         # Or after a later one, through another conductor; the database's clock may be put back.
         sa.or_(_AGENT.c.seen_at <= _SENT_AT, _AGENT.c.seen_at > db_session.database_now()),
     )
-    .values(seen_at=_SENT_AT, **_REPORTS)
+    .values(seen_at=_SENT_AT, **{name: _REPORTS.c[name] for name in _REPORTED})
 )
 # Why the state of a silent host is not known.
 UNHEARD = 'no conductor is connected to its cell'
@@ -94,17 +98,17 @@ class Agents:
         """
 
         def work(session: orm.Session, some: Sequence[model.Agent]) -> Sequence[model.Agent]:
-            rows = [
+            rows = (
                 {
-                    'of_host': agent.host,
-                    'of_agent': agent.agent_id,
-                    'of_cell': agent.cell_uuid,
-                    'to_seen_at': agent.seen_at,
-                    **{f'to_{name}': value for name, value in _reported(agent).items()},
+                    'host': agent.host,
+                    'agent_id': agent.agent_id,
+                    'cell_uuid': agent.cell_uuid,
+                    'seen_at': agent.seen_at,
+                    **_reported(agent),
                 }
                 for agent in some
-            ]
-            db_session.run(session, _REPORT, rows)
+            )
+            db_session.run(session, _REPORT, _REPORTS.values(rows))
             registered = _registered(session, [agent.host for agent in some])
             return [
                 agent
@@ -116,12 +120,8 @@ class Agents:
             return self._database.write(lambda session: work(session, some))
 
         ordered = sorted(agents, key=lambda each: each.host)  # one order for all
-        return [
-            stranger
-            for some in db_session.chunks(ordered)
-            for strangers in db_session.in_bulk(some, write, self._refuse)
-            for stranger in strangers
-        ]
+        strangers = db_session.in_chunks(ordered, db_session.CHUNK_KEYS, write, self._refuse)
+        return [agent for some in strangers for agent in some]
 
     def stop(self, host: str, agent_id: str, cell_uuid: str, boot_id: str | None) -> None:
         """Record that an agent has stopped: until it registers again, its host is down.

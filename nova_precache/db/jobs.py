@@ -37,6 +37,8 @@ ProgressReport = progress.ProgressReport
 Terms = call.Terms
 Finish = job_finish.Finish
 NextJobResult = job_batch.NextJobResult
+# Whose jobs one transaction locks.
+REPORTS_AT_ONCE = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,21 +254,18 @@ class Jobs:
             return session.scalars(query).all()
 
     def record_progress(self, reports: Collection[ProgressReport]) -> int:
-        """Write progress reports in bulk; return how many still counted.
+        """Write progress reports in chunks; return how many still counted.
 
-        A report that the database refuses is skipped, and its job is named in the log.
+        An outcome waits for one chunk at most. A report that the database refuses is skipped,
+        and its job is named in the log.
         """
-
-        def work(session: orm.Session, some: Sequence[ProgressReport]) -> int:
-            if not locking.lock_jobs(session, [report.job_id for report in some]):
-                return 0
-            now = db_session.now(session)
-            return sum(progress.record(session, report, now) for report in some)
-
-        counts = db_session.in_bulk(
-            list(reports),
-            lambda some: self._database.write(lambda session: work(session, some)),
-            self._refuse,
+        with self._database.reader() as session:
+            chosen = progress.choose(session, reports)
+        counts = db_session.in_chunks(
+            chosen,
+            REPORTS_AT_ONCE,
+            lambda some: self._database.write(lambda session: progress.record(session, some)),
+            lambda one, error: self._refuse(one.report, error),
         )
         return sum(counts)
 

@@ -337,6 +337,136 @@ def test_bytes_stay_bounded_in_any_order(
     assert shown() == (100, 100)
 
 
+def _progress(call: jobs.Assignment, sequence: int, done: int) -> jobs.ProgressReport:
+    progress = model.Progress(model.TaskStatus.VERIFYING, done, 100, 7)
+    return jobs.ProgressReport(call.job_id, call.epoch, sequence, progress)
+
+
+def _begun_in_order(world: World, count: int) -> list[jobs.Assignment]:
+    world.planned(_hosts(0, count), ['i1'])
+    return sorted((world.begun() for _ in range(count)), key=lambda call: call.host)
+
+
+def test_bulk_progress_meets_each_fence(server: databases.Databases, url: str) -> None:
+    if isinstance(server, databases.MariaDB):  # the tables may be older than the default
+        name = sa.make_url(url).database
+        server.execute(f'ALTER DATABASE {name} CHARACTER SET utf8mb3 COLLATE utf8mb3_unicode_ci')
+        with _opened(url):
+            server.execute(f'ALTER DATABASE {name} CHARACTER SET utf8mb4')
+    with _opened(url) as database:
+        world = open_world(database)
+        for host in _hosts(0, 6):
+            world.living(host)
+            world.dead(host)
+        heard = [model.Agent(host, f'agent-{host}', world.cell.uuid) for host in _hosts(0, 5)]
+        other = model.Agent('h05', 'other', world.cell.uuid, capabilities={'odd': [1]})
+        assert world.agents.report([*heard, other]) == [other]
+        assert list(world.agents.down(_hosts(0, 6))) == ['h05']
+        calls = _begun_in_order(world, 6)
+        old, over, late = calls[2:5]
+        world.jobs.record_progress([_progress(late, 5, 40)])
+        world.jobs.finish(over.job_id, over.epoch, CACHED)
+        assert world.jobs.assign_again('c1', old)
+        reports = [_progress(call, 5, 90) for call in calls]
+        reports[1] = dataclasses.replace(reports[1], progress=model.Progress('new', 30))
+        reports[-1] = dataclasses.replace(reports[-1], agent_id='stranger')
+
+        assert world.jobs.record_progress(reports) == 2
+
+        [request] = world.requests.list()
+        shown = {
+            task.host: (task.status, task.bytes_done, task.rate_bytes)
+            for task in world.requests.tasks(request.id)
+        }
+        assert [shown[call.host] for call in calls] == [
+            ('verifying', 90, 7),
+            ('downloading', 30, None),
+            ('downloading', 0, None),
+            ('cached', 100, None),
+            ('verifying', 40, 7),
+            ('downloading', 0, None),
+        ]
+        assert {job.host: job.bytes_done for job in world.all_jobs()} == {
+            host: moved for host, (_, moved, _) in shown.items()
+        }
+        assert counting.counters(database) == counting.sums(database)
+
+
+def _begun_among_many(world: World, count: int) -> list[jobs.Assignment]:
+    """Begin jobs in a table that is too large to be scanned, and locked, for a few of them."""
+    calls = _begun_in_order(world, count)
+    world.planned(_hosts(count, 400), ['i1'])
+    with world.database.engine.connect() as connection, connection.begin():
+        what = 'TABLE' if connection.dialect.name in ('mysql', 'mariadb') else ''
+        for table in ('jobs', 'cache_tasks'):
+            connection.exec_driver_sql(f'ANALYZE {what} {table}')
+    return calls
+
+
+def test_locked_job_holds_up_one_chunk(
+    database: session.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('it locks the whole database')
+    monkeypatch.setattr(jobs, 'REPORTS_AT_ONCE', 2)
+    world = open_world(database)
+    calls = _begun_among_many(world, 4)
+    reports = [_progress(call, 1, 50) for call in calls]
+
+    with database.engine.begin() as holder, futures.ThreadPoolExecutor() as pool:
+        holder.execute(
+            sa.update(models.Job).where(models.Job.uuid == calls[1].job_id).values(priority=1)
+        )
+        counted = pool.submit(world.jobs.record_progress, reports)
+        world.wait(lambda: world.job(calls[2].job_id).bytes_done == 50)
+        assert world.jobs.finish(calls[3].job_id, calls[3].epoch, CACHED)
+        holder.commit()
+        assert counted.result(WAIT_SECONDS) == 4
+
+    moved = {job.host: job.bytes_done for job in world.all_jobs()}
+    assert [moved[call.host] for call in calls] == [50, 50, 50, 100]
+
+
+def test_overlapping_progress_meets_no_deadlock(
+    database: session.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('it has one writer at a time')
+    monkeypatch.setattr(jobs, 'REPORTS_AT_ONCE', 3)
+    world = open_world(database)
+    calls = _begun_among_many(world, 12)
+    errors: list[object] = []
+    sa.event.listen(
+        database.engine, 'handle_error', lambda each: errors.append(str(each.original_exception))
+    )
+    together = threading.Barrier(3)
+
+    def write(some: Sequence[jobs.Assignment], first: int) -> None:
+        for sequence in range(first, 30, 2):
+            together.wait(WAIT_SECONDS)
+            world.jobs.record_progress([_progress(call, sequence, sequence) for call in some])
+
+    def finish() -> None:
+        for number in range(15):
+            together.wait(WAIT_SECONDS)
+            if number < 6:
+                ended = [jobs.Finish(call.job_id, call.epoch, CACHED) for call in calls[number::6]]
+                _submit(database, finishes=ended)
+
+    with futures.ThreadPoolExecutor() as pool:
+        writers = [
+            pool.submit(write, calls[:9], 0),
+            pool.submit(write, calls[:2:-1], 1),
+            pool.submit(finish),
+        ]
+        for each in writers:
+            each.result(WAIT_SECONDS)
+
+    assert errors == []
+    assert {world.job(call.job_id).status for call in calls} == {'cached'}
+    assert counting.counters(database) == counting.sums(database)
+
+
 def test_random_actions_lose_no_task(database: session.Database) -> None:
     if database.engine.dialect.name == 'sqlite':
         pytest.skip('the unit tests do it in more orders')

@@ -436,6 +436,32 @@ def in_bulk(
     return written
 
 
+def in_chunks(
+    members: Sequence[M],
+    size: int,
+    write: Callable[[Sequence[M]], T],
+    refused: Callable[[M, Exception], None],
+) -> list[T]:
+    """Write members :func:`in_bulk`, in chunks of ``size``.
+
+    A chunk that fails, as after too many deadlocks, is skipped; the first such error is raised
+    after the other chunks are written. An outage is raised at once.
+    """
+    written: list[T] = []
+    failed: list[Exception] = []
+    for some in chunks(members, size):
+        try:
+            written += in_bulk(some, write, refused)
+        except _OF_ALL as exc:
+            if isinstance(exc, _AWAY) and not getattr(exc, 'is_reached', False):
+                raise
+            failed.append(exc)
+    if failed:
+        raise failed[0]
+    return written
+
+
+_AWAY = (exception.DatabaseUnavailable, db_exception.DBConnectionError)
 _OF_ALL = (exception.DatabaseUnavailable, *_PASSING, db_exception.RetryRequest)
 _OF_DATA = (
     exception.DataRefused,

@@ -47,17 +47,24 @@ def together(recorded: Iterable[Recorded | None]) -> Recorded:
     return Recorded(any(several), tuple(sorted(requests)), tuple(sorted(idle)))
 
 
-def sizes(columns: Any) -> dict[str, sa.ColumnElement[Any]]:
+_MOVED: sa.ColumnElement[Any] = sa.bindparam('moved', type_=sa.BigInteger())
+_TOTAL: sa.ColumnElement[Any] = sa.bindparam('total', type_=sa.BigInteger())
+
+
+def sizes(
+    columns: Any,
+    moved: sa.ColumnElement[Any] = _MOVED,
+    told: sa.ColumnElement[Any] = _TOTAL,
+) -> dict[str, sa.ColumnElement[Any]]:
     """Build the byte counts of a job or a task after a report of its compute.
 
     Bytes done never decrease. Whatever a compute reports, the total stays at or below the known
     one, which came from Glance, and at or above the bytes done.
 
-    :param columns: of the table; the parameters are ``moved``, the bytes done in this attempt,
-        and ``total``, None if no total was reported
+    :param columns: of the table
+    :param moved: the bytes done in this attempt, by default the parameter ``moved``
+    :param told: the total, by default the parameter ``total``; NULL if none was reported
     """
-    moved = sa.bindparam('moved', type_=sa.BigInteger())
-    told = sa.bindparam('total', type_=sa.BigInteger())
     known = columns.bytes_total
     # MariaDB assigns columns one after the other; the result is the same in either order.
     most = sa.case(

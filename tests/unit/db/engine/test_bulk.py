@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.db import agents, caches, jobs
 from nova_precache.db.engine import session
 from tests.unit.conftest import LONG_AGO, World
@@ -88,6 +88,38 @@ def test_all_rows_may_be_bad_data() -> None:
 
     assert session.in_bulk(range(40), writer.write, writer.refuse) == []
     assert writer.refused == list(range(40))
+
+
+@pytest.mark.parametrize(
+    'error',
+    [exception.DatabaseUnavailable('a lock', is_reached=True), db_exception.DBDeadlock()],
+    ids=['lock', 'deadlock'],
+)
+def test_failed_chunk_loses_only_itself(error: Exception) -> None:
+    writer = Writer({150}, error)
+
+    with pytest.raises(type(error)):
+        session.in_chunks(range(1000), 100, writer.write, writer.refuse)
+
+    assert writer.written == [*range(100), *range(200, 1000)]
+    assert (writer.attempts, writer.refused) == (10, [])
+
+
+def test_outage_stops_further_chunks() -> None:
+    writer = Writer({150}, exception.DatabaseUnavailable('away'))
+
+    with pytest.raises(exception.DatabaseUnavailable):
+        session.in_chunks(range(1000), 100, writer.write, writer.refuse)
+
+    assert (writer.attempts, writer.written) == (2, [*range(100)])
+
+
+def test_bad_rows_found_in_chunks() -> None:
+    writer = Writer({3, 500, 501}, DATA[0])
+
+    counts = session.in_chunks(range(1000), 100, writer.write, writer.refuse)
+
+    assert (sum(counts), writer.refused) == (997, [3, 500, 501])
 
 
 def test_no_rows_write_nothing() -> None:
