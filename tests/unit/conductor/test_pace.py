@@ -29,7 +29,8 @@ def heard() -> Heard:
         (0, 0, 1),
         (10_000, 0, 1),  # idle hosts do not slow down the others
         (100, 10, 1),
-        (2000, 1, 2),
+        (2000, 1, 4.4),
+        (1000, 10, 4),
         (1000, 50, 10),
         (10_000, 1, 10),
         (20_000, 30, 10),
@@ -45,7 +46,7 @@ def test_repeated_reports_count_once(heard: Heard) -> None:
     for _ in range(5):
         heard.report(2000)
 
-    assert heard.pace.next_seconds() == pytest.approx(2)
+    assert heard.pace.next_seconds() == pytest.approx(4.4)
 
 
 def test_hosts_of_two_cells_add_up(heard: Heard) -> None:
@@ -53,15 +54,15 @@ def test_hosts_of_two_cells_add_up(heard: Heard) -> None:
     for number in range(2000):
         heard.pace.note('other', f'h{number}', 1)
 
-    assert heard.pace.next_seconds() == pytest.approx(4)
+    assert heard.pace.next_seconds() == pytest.approx(8.8)
 
 
 def test_interval_kept_between_windows(heard: Heard) -> None:
     heard.report(2000)
     heard.now = pace.WINDOW_SECONDS
-    assert heard.pace.next_seconds() == pytest.approx(2), 'none has reported since'
+    assert heard.pace.next_seconds() == pytest.approx(4.4), 'none has reported since'
     heard.report(1000)
-    assert heard.pace.next_seconds() == pytest.approx(2)
+    assert heard.pace.next_seconds() == pytest.approx(4.4)
 
 
 def test_ended_transfers_free_their_share(heard: Heard) -> None:
