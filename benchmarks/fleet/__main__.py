@@ -259,7 +259,7 @@ def _measure(part: str, what: str, **given: object) -> dict[str, Any]:
         process.dies_with_parent(command, 'TERM'), stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f'{what} could not be measured')
+        raise RuntimeError(f'{what} could not be measured: exit status {done.returncode}')
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
