@@ -99,6 +99,8 @@ TASK_SUCCEEDED = frozenset({TaskStatus.CACHED, TaskStatus.EXISTING})
 NOT_OURS = 'present, but cannot be'
 # Without bytes for so long, a download stands still.
 STILL_SECONDS = 10.0
+# A compute reports the progress of a transfer that moves at least so often.
+LONGEST_REPORT_SECONDS = 10.0
 
 
 class Retry(enum.StrEnum):
@@ -335,6 +337,27 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportAnswer:
+    """A conductor's answer to the report of a compute.
+
+    :ivar now: the database's time
+    :ivar next_seconds: time until the next report of a host whose transfers move
+    :ivar is_taken: whether the report was read; one that arrives too late is not
+    """
+
+    now: datetime.datetime
+    next_seconds: float
+    is_taken: bool = True
+
+    def to_wire(self) -> Json:
+        return {
+            'now': f'{self.now.isoformat()}Z',
+            'next_seconds': self.next_seconds,
+            'is_taken': self.is_taken,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class Agent:
     """A compute host's agent as it last reported itself; sizes in bytes.
 
@@ -532,6 +555,8 @@ class CacheRequest:
     :ivar rate_bytes: per second, of all its running transfers
     :ivar bytes_to_come: remaining bytes of its tasks in flight
     :ivar expected_seconds: until they are received, while none of its transfers runs
+    :ivar is_planned: its plan is complete
+    :ivar canary_passed: its canary hosts have succeeded, or it has none
     """
 
     id: str
@@ -563,6 +588,8 @@ class CacheRequest:
     pin_id: str | None = None
     global_request_id: str | None = None
     expected_seconds: float | None = None
+    is_planned: bool = True
+    canary_passed: bool = True
 
     @property
     def eta_seconds(self) -> float | None:

@@ -11,18 +11,30 @@ from nova_precache import context as request_context, exception, policies
 from nova_precache.policies import base
 
 
+class _Rules(policy.Enforcer):
+    """Looks for changes of the operator's files only when asked, not at each check."""
+
+    def load_rules(self, force_reload: bool = False) -> None:
+        """Keep the loaded rules."""
+
+    def refresh(self) -> None:
+        super().load_rules()
+
+
 class Enforcer:
     """The rules of one process; the operator's file is reloaded when it changes.
+
+    That is noticed once for each caller, by :meth:`is_admin`.
 
     :raises nova_precache.exception.ConfigError: the file cannot be read
     """
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
-        self._enforcer = policy.Enforcer(conf)
+        self._enforcer = _Rules(conf)
         self._enforcer.register_defaults(policies.list_rules())
         # Unknown rules are no error: the file may be Nova's.
         try:
-            self._enforcer.load_rules()
+            self._enforcer.refresh()
         except (ValueError, TypeError, AttributeError) as exc:
             path = conf.oslo_policy.policy_file
             reason = ' '.join(str(exc).split())
@@ -52,6 +64,7 @@ class Enforcer:
 
     def is_admin(self, context: request_context.RequestContext) -> bool:
         """Return whether the caller satisfies the rule ``context_is_admin``."""
+        self._enforcer.refresh()
         own = {'project_id': context.project_id, 'user_id': context.user_id}
         return self._allows(context, base.CONTEXT_IS_ADMIN, own)
 

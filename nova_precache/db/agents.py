@@ -36,6 +36,10 @@ HOSTS = pages.Listing(
 )
 _ALL = pages.Page()
 _REPORTS: dict[str, object] = {name: sa.bindparam(f'to_{name}') for name in _REPORTED}
+# An older agent's report has no time: it counts as sent when it is written.
+_SENT_AT = sa.func.coalesce(
+    sa.bindparam('to_seen_at', type_=sa.DateTime()), db_session.database_now()
+)
 # Built once: each host reports every few seconds.
 _REPORT = (
     sa.update(_AGENT)
@@ -45,8 +49,10 @@ _REPORT = (
         _AGENT.c.cell_uuid == sa.bindparam('of_cell'),
         # A report may arrive after the goodbye.
         sa.not_(standing.is_stopped(models.Agent)),
+        # Or after a later one, through another conductor; the database's clock may be put back.
+        sa.or_(_AGENT.c.seen_at <= _SENT_AT, _AGENT.c.seen_at > db_session.database_now()),
     )
-    .values(seen_at=db_session.database_now(), **_REPORTS)
+    .values(seen_at=_SENT_AT, **_REPORTS)
 )
 # Why the state of a silent host is not known.
 UNHEARD = 'no conductor is connected to its cell'
@@ -79,12 +85,12 @@ class Agents:
             ) from exc
 
     def report(self, agents: Collection[model.Agent]) -> Sequence[model.Agent]:
-        """Write reports in bulk; return the agents that are not registered for their hosts.
+        """Write reports in chunks; return the agents that are not registered for their hosts.
 
         Their reports change nothing: they have to register, as after the restore of an older
         database, or another agent has their name. A late report of an agent that has stopped
-        changes nothing, either. A report that the database refuses is skipped,
-        and its host is named in the log.
+        changes nothing, either. A host was seen when its report was sent. A report that the
+        database refuses is skipped, and its host is named in the log.
         """
 
         def work(session: orm.Session, some: Sequence[model.Agent]) -> Sequence[model.Agent]:
@@ -93,6 +99,7 @@ class Agents:
                     'of_host': agent.host,
                     'of_agent': agent.agent_id,
                     'of_cell': agent.cell_uuid,
+                    'to_seen_at': agent.seen_at,
                     **{f'to_{name}': value for name, value in _reported(agent).items()},
                 }
                 for agent in some
@@ -109,8 +116,12 @@ class Agents:
             return self._database.write(lambda session: work(session, some))
 
         ordered = sorted(agents, key=lambda each: each.host)  # one order for all
-        strangers = db_session.in_bulk(ordered, write, self._refuse)
-        return [agent for some in strangers for agent in some]
+        return [
+            stranger
+            for some in db_session.chunks(ordered)
+            for strangers in db_session.in_bulk(some, write, self._refuse)
+            for stranger in strangers
+        ]
 
     def stop(self, host: str, agent_id: str, cell_uuid: str, boot_id: str | None) -> None:
         """Record that an agent has stopped: until it registers again, its host is down.
@@ -201,7 +212,7 @@ class Agents:
         """Map hosts to their state; a host that never had an agent is left out."""
         agents = self.get(hosts)
         with self._database.reader() as session:
-            shown = self._hosts(session, agents.values(), db_session.now(session))
+            shown = self._hosts(agents.values(), hearing.load(session))
         return {host.agent.host: host for host in shown}
 
     def why_down(
@@ -262,15 +273,15 @@ class Agents:
         """
         row = models.Agent
         with self._database.reader() as session:
-            now = db_session.now(session)
+            heard = hearing.load(session)
             query = pages.select(session, sa.select(row), HOSTS, page)
             if hosts is not None:
                 query = query.where(row.host.in_(list(hosts)))
             if status is not None:
-                query = query.where(self._has_status(status, now))
+                query = query.where(self._has_status(status, heard.now))
             if cell_uuid is not None:
                 query = query.where(row.cell_uuid == cell_uuid)
-            return self._hosts(session, [_agent(each) for each in session.scalars(query)], now)
+            return self._hosts([_agent(each) for each in session.scalars(query)], heard)
 
     def _has_status(
         self, status: model.HostStatus, now: datetime.datetime
@@ -279,10 +290,10 @@ class Agents:
         return standing.has_status(agent, agent.cell_uuid, status, now, self._down)
 
     def _hosts(
-        self, session: orm.Session, agents: Collection[model.Agent], now: datetime.datetime
+        self, agents: Collection[model.Agent], heard: hearing.AllHeard
     ) -> Sequence[model.Host]:
-        heard = hearing.of_cells(session, {agent.cell_uuid for agent in agents})
-        return [self._host(agent, now, heard.get(agent.cell_uuid)) for agent in agents]
+        cells = heard.cells
+        return [self._host(agent, heard.now, cells.get(agent.cell_uuid)) for agent in agents]
 
     def _host(
         self, agent: model.Agent, now: datetime.datetime, heard: hearing.Heard | None

@@ -9,6 +9,7 @@ of a request.
 
 import dataclasses
 import datetime
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from nova_precache.db.job import claim as job_claim, host_limits, progress, turn
 from nova_precache.db.request import gating, waiting
 
 _When = datetime.datetime | None
+# One that was shown, or the columns of ``_REQUESTS``.
+_Request = model.CacheRequest | sa.Row[*tuple[Any, ...]]
 WhyDown = Callable[[_When, _When, hearing.Heard | None, _When], str | None]
 
 
@@ -68,7 +71,8 @@ class Explanations:
         if not in_flight:
             return tasks
         with self._database.reader() as session:
-            page = _Page(session, self._rules, {task.request_id for task in in_flight})
+            page = _Page(session, self._rules)
+            page.load_requests(sorted({task.request_id for task in in_flight}))
             known = page.with_turns(self._facts(page, page.of_tasks(in_flight)))
             known = page.with_bytes_before(known)
         return [
@@ -78,11 +82,13 @@ class Explanations:
 
     def requests(self, requests: Sequence[model.CacheRequest]) -> Sequence[model.CacheRequest]:
         """Return the requests with their current reasons, rates and ETAs, in the same order."""
-        active = {each.id for each in requests if each.status in model.REQUEST_ACTIVE}
+        active = [each for each in requests if each.status in model.REQUEST_ACTIVE]
         if not active:
             return requests
         with self._database.reader() as session:
-            page = _Page(session, self._rules, active)
+            moving = sorted(each.id for each in active if each.rate_bytes)
+            page = _Page(session, self._rules, moving)
+            page.add_requests([(each, each.options) for each in active])
             rates = page.current_rates({each.id: each.rate_bytes for each in requests})
             still = [
                 each.id for each in requests if each.id in page.requests and not rates[each.id]
@@ -98,7 +104,17 @@ class Explanations:
 
     def _facts(self, page: '_Page', loaded: Sequence['_Loaded']) -> Mapping[int, waiting.TaskFacts]:
         problems = self._cell_problems(page, {each.task.cell_uuid for each in loaded})
-        return {each.task.id: self._of_task(page, each, problems) for each in loaded}
+        hosts: dict[tuple[str, str | None], waiting.HostFacts] = {}  # shared by their tasks
+        found = {}
+        for each in loaded:
+            key = each.task.host, each.task.cell_uuid
+            if key not in hosts:
+                hosts[key] = self._of_host(page, each, problems)
+            request = page.requests[each.task.request_id]
+            found[each.task.id] = waiting.TaskFacts(
+                each.task, request, hosts[key], _of_job(each.row)
+            )
+        return found
 
     def _cell_problems(
         self, page: '_Page', cell_uuids: Collection[str | None]
@@ -122,9 +138,9 @@ class Explanations:
             for uuid, heard in unheard.items()
         }
 
-    def _of_task(
+    def _of_host(
         self, page: '_Page', loaded: '_Loaded', problems: Mapping[str | None, str]
-    ) -> waiting.TaskFacts:
+    ) -> waiting.HostFacts:
         row, now, at_work = loaded.row, page.service.now, page.at_work.get(loaded.task.host)
         host = waiting.HostFacts(
             name=loaded.task.host,
@@ -133,21 +149,24 @@ class Explanations:
             is_at_work=at_work is not None,
             unanswered_until=row.over_at,
         )
-        if not self._rules.is_stock:
-            heard = page.heard.get(row.agent_cell) if row.agent_cell else page.anywhere
-            host = dataclasses.replace(
-                host,
-                seen_at=_last_sign(row, at_work),
-                registered_at=row.registered_at,
-                down=self._why_down(row.seen_at, now, heard, row.stopped_at),
-            )
-        job = waiting.JobFacts(
-            is_ready=bool(row.ready),
-            is_called=row.epoch is not None and row.claimed_by is not None,
-            stop_why=row.stop_why,
-            progress_at=row.progress_at,
+        if self._rules.is_stock:
+            return host
+        heard = page.heard.get(row.agent_cell) if row.agent_cell else page.anywhere
+        return dataclasses.replace(
+            host,
+            seen_at=_last_sign(row, at_work),
+            registered_at=row.registered_at,
+            down=self._why_down(row.seen_at, now, heard, row.stopped_at),
         )
-        return waiting.TaskFacts(loaded.task, page.requests[loaded.task.request_id], host, job)
+
+
+def _of_job(row: sa.Row[*tuple[Any, ...]]) -> waiting.JobFacts:
+    return waiting.JobFacts(
+        is_ready=bool(row.ready),
+        is_called=row.epoch is not None and row.claimed_by is not None,
+        stop_why=row.stop_why,
+        progress_at=row.progress_at,
+    )
 
 
 def _last_sign(
@@ -222,26 +241,33 @@ _JOINED = (
     .outerjoin(models.StockCall, models.StockCall.host == _TASK.host)
     .where(_TASK.id.in_(_KEYS))
 )
-# All that a request has in common; a claim that is not held keeps its row.
-_SIGNS = sa.select(
-    db_session.database_now(),
-    sa.func.max(_CLAIM.lease_expires_at),
-    sa.func.count(),
+_HEARING = models.Hearing
+# Of all conductors: a claim that is not held keeps its row.
+_CONDUCTORS = sa.select(
+    sa.null().label('cell_uuid'),
+    sa.null().label('request_id'),
+    db_session.database_now().label('at'),
+    sa.func.max(_CLAIM.lease_expires_at).label('until'),
+    sa.func.count().label('number'),
     sa.select(sa.func.max(models.Service.seen_at))
     .where(models.Service.binary == model.Binary.CONDUCTOR)
-    .scalar_subquery(),
+    .scalar_subquery()
+    .label('reported_at'),
 ).where(job_claim.held())
+_CELLS = sa.select(
+    _HEARING.cell_uuid, sa.null(), _HEARING.since, _HEARING.until, sa.literal(0), sa.null()
+).where(_HEARING.cell_uuid != hearing.SERVICES)
+# By one statement what a page has in common: a row of all conductors, and one of each cell.
+_SIGNS = _CONDUCTORS.union_all(_CELLS)
 _REQUESTS = sa.select(
     _REQUEST.id,
     _REQUEST.status,
     _REQUEST.created_at,
     _REQUEST.is_planned,
     _REQUEST.reason,
-    _REQUEST.not_before,
     _REQUEST.canary_passed,
     _REQUEST.images,
     _REQUEST.options,
-    _REQUEST.max_parallel_hosts,
 ).where(_REQUEST.id.in_(_KEYS))
 _CALLED = sa.select(_JOB.host, _JOB.status, _JOB.progress_at, _JOB.rate_bytes).where(
     _JOB.host.in_(_KEYS), _JOB.status.in_(model.TASK_IN_FLIGHT), _JOB.epoch.is_not(None)
@@ -261,82 +287,110 @@ _FIRST = sa.select(*map(_first_in, _WORKING), *map(_first_in, _WAITING)).where(
     _REQUEST.id.in_(_KEYS)
 )
 _CANARIES_AT_ONCE = 20
-_TASKS = _JOINED.add_columns(*(column for column in rows.TASK if column is not _TASK.id))
+_TASKS = _JOINED.with_only_columns(
+    *rows.TASK, *(column for column in _JOINED.selected_columns if column.key != _TASK.id.key)
+)
+_SILENT_SINCE = db_session.seconds_ago(sa.bindparam('silent_seconds', type_=sa.Float()))
+# The rates of requests that silent or restarted computes reported: of few, if any.
 _STALE = (
-    sa.select(_TASK.request_id, sa.func.sum(_TASK.rate_bytes))
+    sa.select(
+        sa.null(), _TASK.request_id, sa.null(), sa.null(), sa.func.sum(_TASK.rate_bytes), sa.null()
+    )
     .join(_JOB, _JOB.uuid == _TASK.job_uuid)
     .join(models.Agent, models.Agent.host == _TASK.host)
     .where(_TASK.request_id.in_(_KEYS), _TASK.status.in_(model.TASK_WORKING))
-    .where(_TASK.rate_bytes > 0, turns.is_stale(sa.bindparam('silent_since')))
+    .where(_TASK.rate_bytes > 0, turns.is_stale(_SILENT_SINCE))
     .group_by(_TASK.request_id)
 )
+# And a row of each request with such a rate.
+_SIGNS_AND_STALE = _CONDUCTORS.union_all(_CELLS, _STALE)
 
 
 class _Page:
     """What the requests of a page have in common, loaded in one transaction.
 
-    :ivar requests: request id to its facts, for those that are still active
+    :ivar requests: request id to its facts
     :ivar heard: cell uuid to when it could be heard
     :ivar anywhere: the same, for a host without an agent
     :ivar at_work: host to the last progress of the image for which it is called
     :ivar fleet_rate: of all hosts at work together, or as expected; loaded for waiting tasks
     """
 
-    def __init__(self, session: orm.Session, rules: Rules, request_ids: Collection[str]) -> None:
+    def __init__(self, session: orm.Session, rules: Rules, moving: Sequence[str] = ()) -> None:
+        """Load what the requests have in common.
+
+        :param moving: the ids of those with a rate, which may be stale
+        """
         self._session = session
         self._gap = datetime.timedelta(seconds=rules.hearing_gap_seconds)
-        now, leased_until, claimed, reported_at = db_session.run(session, _SIGNS).one()
-        self.heard = hearing.every(session)
+        given = {'keys': moving, 'silent_seconds': rules.compute_silent_seconds}
+        signs = db_session.run(session, *((_SIGNS_AND_STALE, given) if moving else (_SIGNS,))).all()
+        self.heard = {
+            row.cell_uuid: hearing.Heard(row.at, row.until)
+            for row in signs
+            if row.cell_uuid is not None
+        }
+        self._stale = {
+            row.request_id: int(row.number) for row in signs if row.request_id is not None
+        }
+        now, leased_until, claimed_hosts, reported_at = next(
+            row[2:] for row in signs if row.cell_uuid is None and row.request_id is None
+        )
         self.anywhere = hearing.latest(self.heard.values(), now)
         lease = datetime.timedelta(seconds=rules.claim_lease_seconds)
-        signs = [self.heard_at(each) for each in self.heard.values()]
+        seen_at = [self.heard_at(each) for each in self.heard.values()]
         if leased_until is not None:
-            signs.append(leased_until - lease)
+            seen_at.append(leased_until - lease)
         if reported_at is not None:
-            signs.append(reported_at)
+            seen_at.append(reported_at)
         self.service = waiting.ServiceFacts(
             now=now,
-            conductor_seen_at=max(signs, default=None),
+            conductor_seen_at=max(seen_at, default=None),
             conductor_silent=self._gap,
             compute_silent=datetime.timedelta(seconds=rules.compute_silent_seconds),
-            claimed_hosts=claimed,
+            claimed_hosts=claimed_hosts,
             precache_concurrency=rules.precache_concurrency(),
         )
         self.at_work: dict[str, sa.Row[*tuple[Any, ...]]] = {}
         self.fleet_rate = 0.0
-        self.requests = self._load_requests(sorted(request_ids))
+        self.requests: dict[str, waiting.RequestFacts] = {}
 
     def heard_at(self, heard: hearing.Heard) -> datetime.datetime:
         """Return when a cell was heard last: the time of the last record."""
         return max(heard.since, heard.until - self._gap)
 
-    def _load_requests(self, ids: Sequence[str]) -> Mapping[str, waiting.RequestFacts]:
+    def load_requests(self, ids: Sequence[str]) -> None:
+        """Load the requests of tasks."""
         found = self._run(_REQUESTS, ids)
-        options = {row.id: rows.options(row.options) for row in found}
+        self.add_requests([(row, rows.options(row.options)) for row in found])
+
+    def add_requests(self, found: Sequence[tuple[_Request, model.RequestOptions]]) -> None:
+        """Add requests that are loaded already, and load what keeps their hosts waiting."""
         canaries = self._canaries(
             {
-                row.id: gating.select_canary(row.id, canary, len(row.images))
-                for row in found
-                if (canary := options[row.id].canary) and row.is_planned and not row.canary_passed
+                each.id: gating.select_canary(each.id, options.canary, len(each.images))
+                for each, options in found
+                if options.canary and each.is_planned and not each.canary_passed
             }
         )
-        limited = any(row.max_parallel_hosts is not None for row in found)
-        limits = host_limits.load(self._session) if limited else host_limits.NONE
-        return {
-            row.id: waiting.RequestFacts(
-                status=row.status,
-                created_at=row.created_at,
-                is_planned=row.is_planned,
-                reason=row.reason,
-                not_before=row.not_before,
-                canary=canaries.get(row.id),
-                waits_for_down_hosts=options[row.id].wait_for_down_hosts,
-                max_parallel_hosts=row.max_parallel_hosts,
-                busy_hosts=limits.busy_hosts(row.id),
-                max_rate_bytes=options[row.id].max_rate_bytes,
+        for each, options in found:
+            limit = options.max_parallel_hosts
+            self.requests[each.id] = waiting.RequestFacts(
+                status=each.status,
+                created_at=each.created_at or self.service.now,
+                is_planned=each.is_planned,
+                reason=each.reason,
+                not_before=options.not_before,
+                canary=canaries.get(each.id),
+                waits_for_down_hosts=options.wait_for_down_hosts,
+                max_parallel_hosts=limit,
+                busy_hosts=() if limit is None else self._limits.busy_hosts(each.id),
+                max_rate_bytes=options.max_rate_bytes,
             )
-            for row in found
-        }
+
+    @functools.cached_property
+    def _limits(self) -> host_limits.HostLimits:
+        return host_limits.load(self._session)
 
     def _canaries(self, canaries: Mapping[str, sa.Select[str]]) -> Mapping[str, tuple[int, int]]:
         """Map requests to the number of canary hosts that are done, and of all.
@@ -374,12 +428,7 @@ class _Page:
 
         :param stored: request id to the sum of the rates of its tasks
         """
-        moving = sorted(each for each in self.requests if stored[each])
-        stale = {
-            request_id: int(rate)
-            for request_id, rate in self._run(_STALE, moving, silent_since=self._silent_since)
-        }
-        return {each: max(0, rate - stale.get(each, 0)) for each, rate in stored.items()}
+        return {each: max(0, rate - self._stale.get(each, 0)) for each, rate in stored.items()}
 
     def with_turns(self, known: Mapping[int, waiting.TaskFacts]) -> Mapping[int, waiting.TaskFacts]:
         """Add to tasks that wait for their host when it is its turn, and at which rate."""
@@ -390,39 +439,59 @@ class _Page:
         }
         if not coming:
             return known
-        hosts = sorted({facts.host.name for facts in coming.values()})
-        working = turns.at_work(self._session, self._silent_since)
-        measured = progress.measured_rates(self._session, hosts, self.service.now)
         places = self._places(coming.values())
+        # Far from the head of the queue, no time is known.
+        beyond = {name for name, place in places.items() if place.is_beyond}
+        hosts = sorted({facts.host.name for facts in coming.values()} - beyond)
+        working = turns.at_work(self._session, self._silent_since) if hosts else {}
         everywhere = turns.together(working.values())
+        if everywhere.transfers:  # only what is needed beside their rates
+            hosts = [name for name in hosts if not self._rate_now(name)]
+        measured = progress.measured_rates(self._session, hosts, self.service.now)
         self.fleet_rate = everywhere.rate_bytes
         others = pace.typical(measured.values())
         if everywhere.transfers:
             others = everywhere.rate_bytes / everywhere.transfers
         elif others is not None:
             self.fleet_rate = others * self.service.precache_concurrency
-        added = {}
-        for task_id, facts in coming.items():
-            name, place = facts.host.name, places.get(facts.host.name)
-            in_cell = working.get(facts.task.cell_uuid or '', everywhere)
+        added: dict[tuple[str, str | None, str], waiting.HostFacts] = {}
+        for facts in coming.values():
+            name, task = facts.host.name, facts.task
+            key = name, task.cell_uuid, task.request_id
+            if key in added:
+                continue
+            place, in_cell = places.get(name), working.get(task.cell_uuid or '', everywhere)
             rate = self._rate_now(name) or measured.get(name)
-            host = dataclasses.replace(
+            added[key] = dataclasses.replace(
                 facts.host,
                 turn=None if place is None else self._turn(place, in_cell),
                 rate_bytes=pace.expected(rate, others, facts.request.max_rate_bytes),
             )
-            added[task_id] = dataclasses.replace(facts, host=host)
-        return {**known, **added}
+        return {
+            task_id: facts
+            if task_id not in coming
+            else dataclasses.replace(
+                facts, host=added[facts.host.name, facts.task.cell_uuid, facts.task.request_id]
+            )
+            for task_id, facts in known.items()
+        }
 
     def with_bytes_before(
         self, known: Mapping[int, waiting.TaskFacts]
     ) -> Mapping[int, waiting.TaskFacts]:
         """Add to tasks whose ETA is known what their hosts receive before."""
-        awaited = [task_id for task_id, facts in known.items() if facts.host.rate_bytes]
+        awaited = [
+            task_id
+            for task_id, facts in known.items()
+            if facts.host.rate_bytes
+            and waiting.seconds_until_called(self.service, facts) is not None
+        ]
         found = turns.bytes_before(self._session, awaited) if awaited else {}
         return {
-            task_id: dataclasses.replace(
-                facts, job=dataclasses.replace(facts.job, bytes_before=found.get(task_id, 0))
+            task_id: facts
+            if task_id not in found
+            else dataclasses.replace(
+                facts, job=dataclasses.replace(facts.job, bytes_before=found[task_id])
             )
             for task_id, facts in known.items()
         }
@@ -434,7 +503,7 @@ class _Page:
                 by_cell.setdefault(facts.task.cell_uuid, set()).add(facts.host.name)
         if not by_cell:
             return {}
-        full = host_limits.load(self._session).saturated()
+        full = self._limits.saturated()
         return turns.places(self._session, self.service.now, by_cell, full)
 
     def _turn(self, place: turns.Place, working: turns.AtWork) -> waiting.Turn:

@@ -45,6 +45,11 @@ class Heard:
 _OF_CELLS = sa.select(models.Hearing.cell_uuid, models.Hearing.since, models.Hearing.until).where(
     models.Hearing.cell_uuid != SERVICES
 )
+# The row without a cell is the clock's.
+_NOW = db_session.database_now()
+_CLOCK_AND_CELLS = sa.select(
+    sa.null().label('cell_uuid'), _NOW.label('since'), _NOW.label('until')
+).union_all(_OF_CELLS)
 _UNHEARD = sa.select(models.Hearing.cell_uuid).where(
     models.Hearing.cell_uuid != SERVICES, models.Hearing.until < db_session.database_now()
 )
@@ -82,7 +87,7 @@ class Hearings:
     def load(self) -> AllHeard:
         """Load the records of all cells."""
         with self._database.reader() as session:
-            return AllHeard(db_session.now(session), every(session))
+            return load(session)
 
     def _write(self, work: Callable[[orm.Session], None]) -> None:
         try:
@@ -115,6 +120,13 @@ def of_cells(session: orm.Session, cell_uuids: Collection[str]) -> Mapping[str, 
     row = models.Hearing
     query = sa.select(row.cell_uuid, row.since, row.until).where(row.cell_uuid.in_(cell_uuids))
     return {uuid: Heard(since, until) for uuid, since, until in session.execute(query)}
+
+
+def load(session: orm.Session) -> AllHeard:
+    """Load the records of all cells, and the database's time."""
+    rows = db_session.run(session, _CLOCK_AND_CELLS).all()
+    cells = {uuid: Heard(since, until) for uuid, since, until in rows if uuid is not None}
+    return AllHeard(next(row.since for row in rows if row.cell_uuid is None), cells)
 
 
 def every(session: orm.Session) -> Mapping[str, Heard]:

@@ -57,12 +57,42 @@ def select(
     :param visible: the rows that a marker may name
     :raises nova_precache.exception.InvalidMarker: there is no such row
     """
-    order = _order(listing, page.sort)
-    query = query.order_by(*(each for by in order for each in _clauses(*by))).limit(page.limit)
+    last = last_values(session, listing, page, visible)
+    return ordered(query, listing, page.sort, last).limit(page.limit)
+
+
+def last_values(
+    session: orm.Session,
+    listing: Listing,
+    page: Page,
+    visible: sa.ColumnElement[bool] | None = None,
+) -> Sequence[Any] | None:
+    """Return the values of the last row of the page before, in the order; None: the first page.
+
+    :raises nova_precache.exception.InvalidMarker: there is no such row
+    """
     if page.marker is None:
-        return query
-    last = _values(session, [column for column, _ in order], listing, page.marker, visible)
-    return query.where(_after(order, last))
+        return None
+    columns = [column for column, _ in _order(listing, page.sort)]
+    if columns == [listing.marker]:
+        return [page.marker]
+    query = sa.select(*columns).where(listing.marker == page.marker)
+    row = session.execute(query if visible is None else query.where(visible)).first()
+    if row is None:
+        raise exception.InvalidMarker(page.marker)
+    return row
+
+
+def ordered(
+    query: S, listing: Listing, sort: Sequence[model.SortKey], last: Sequence[Any] | None
+) -> S:
+    """Sort a query, and select the rows after the last one of the page before.
+
+    :param last: its values, or parameters for them; None for the first page
+    """
+    order = _order(listing, sort)
+    query = query.order_by(*(each for by in order for each in _clauses(*by)))
+    return query if last is None else query.where(_after(order, last))
 
 
 def _order(listing: Listing, sort: Sequence[model.SortKey]) -> list[tuple[Column, bool]]:
@@ -77,22 +107,6 @@ def _order(listing: Listing, sort: Sequence[model.SortKey]) -> list[tuple[Column
 def _clauses(column: Column, is_descending: bool) -> list[sa.ColumnElement[Any]]:
     by = [column.is_(None), column] if column.expression.nullable else [column]
     return [each.desc() if is_descending else each.asc() for each in by]
-
-
-def _values(
-    session: orm.Session,
-    columns: Sequence[Column],
-    listing: Listing,
-    marker: str | int,
-    visible: sa.ColumnElement[bool] | None,
-) -> Sequence[Any]:
-    if list(columns) == [listing.marker]:
-        return [marker]
-    query = sa.select(*columns).where(listing.marker == marker)
-    row = session.execute(query if visible is None else query.where(visible)).first()
-    if row is None:
-        raise exception.InvalidMarker(marker)
-    return row
 
 
 def _after(order: Sequence[tuple[Column, bool]], last: Sequence[Any]) -> sa.ColumnElement[bool]:

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
@@ -82,7 +83,7 @@ class Requests:
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         """
         with self._database.reader() as session:
-            return rows.requests(session, [load(session, request_id, project_id)])[0]
+            return rows.requests(session, [_load(session, request_id, project_id)])[0]
 
     def outline(self, request_id: str, project_id: str | None = None) -> model.CacheRequest:
         """Return a request without its counts; ``project_id`` None matches any project.
@@ -90,7 +91,7 @@ class Requests:
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         """
         with self._database.reader() as session:
-            return rows.request(load(session, request_id, project_id), {})
+            return rows.request(_load(session, request_id, project_id), {})
 
     def list(
         self,
@@ -106,7 +107,7 @@ class Requests:
         visible = None if project_id is None else row.project_id == project_id
         with self._database.reader() as session:
             query = pages.select(session, queries.requests(chosen), queries.REQUESTS, page, visible)
-            return rows.requests(session, session.scalars(query).all())
+            return rows.requests(session, db_session.run(session, query).all())
 
     def tasks(
         self,
@@ -131,16 +132,15 @@ class Requests:
         :raises nova_precache.exception.RequestNotFound: unknown, or another project's
         """
         with self._database.reader() as session:
-            if of_known:
-                queries.require(session, chosen.request_id or '', chosen.project_id)
-            query = pages.select(
-                session,
-                queries.tasks(chosen, page),
-                queries.TASKS,
-                page,
-                queries.visible_tasks(chosen),
-            )
-            return [rows.task(row) for row in db_session.run(session, query)]
+            try:
+                found = queries.tasks(session, chosen, page)
+            except exception.InvalidMarker:
+                if of_known:
+                    queries.require(session, chosen)  # the error that explains the other
+                raise
+            if of_known and not found:
+                queries.require(session, chosen)
+            return [rows.task(row) for row in found]
 
     def next_to_plan(self, conductor_id: str) -> ToPlan | None:
         """Lease the planning of the most urgent unplanned request to this conductor."""
@@ -296,10 +296,13 @@ class Requests:
         return purged
 
 
-def load(
-    session: orm.Session, request_id: str, project_id: str | None = None
-) -> models.CacheRequest:
-    row = session.get(models.CacheRequest, request_id)
+_ONE = sa.select(*rows.REQUEST).where(models.CacheRequest.id == sa.bindparam('request'))
+
+
+def _load(
+    session: orm.Session, request_id: str, project_id: str | None
+) -> sa.Row[*tuple[Any, ...]]:
+    row = db_session.run(session, _ONE, {'request': request_id}).first()
     if row is None or (project_id is not None and row.project_id != project_id):
         raise exception.RequestNotFound(request_id)
     return row

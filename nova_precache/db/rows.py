@@ -17,7 +17,44 @@ from nova_precache.db.engine import models
 _TIMES = ('not_before', 'deadline')
 
 
-def requests(session: orm.Session, rows: Sequence[models.CacheRequest]) -> list[model.CacheRequest]:
+_Row = models.CacheRequest | sa.Row[*tuple[Any, ...]]
+_REQUEST = models.CacheRequest
+# Columns, not objects: reads are frequent, and need no state.
+REQUEST = (
+    _REQUEST.id,
+    _REQUEST.status,
+    _REQUEST.aggregate_id,
+    _REQUEST.aggregate_uuid,
+    _REQUEST.aggregate_name,
+    _REQUEST.images,
+    _REQUEST.project_id,
+    _REQUEST.user_id,
+    _REQUEST.request_id,
+    _REQUEST.priority,
+    _REQUEST.reason,
+    _REQUEST.created_at,
+    _REQUEST.planned_at,
+    _REQUEST.started_at,
+    _REQUEST.finished_at,
+    _REQUEST.hosts_total,
+    _REQUEST.hosts_done,
+    _REQUEST.hosts,
+    _REQUEST.options,
+    _REQUEST.description,
+    _REQUEST.client_request_id,
+    _REQUEST.pin_id,
+    _REQUEST.global_request_id,
+    _REQUEST.is_planned,
+    _REQUEST.canary_passed,
+)
+TASK = tuple(
+    getattr(models.Task, field.name)
+    for field in dataclasses.fields(model.Task)
+    if hasattr(models.Task, field.name)
+)
+
+
+def requests(session: orm.Session, rows: Sequence[_Row]) -> list[model.CacheRequest]:
     """Return requests with their totals, by one query for all."""
     by_request = task_counts.load(session, [row.id for row in rows])
     return [request(row, by_request.get(row.id, {})) for row in rows]
@@ -29,9 +66,8 @@ def counts(session: orm.Session, request_id: str) -> dict[str, int]:
     return {status: total.tasks for status, total in by_status.items()}
 
 
-def request(
-    row: models.CacheRequest, by_status: Mapping[str, task_counts.Total]
-) -> model.CacheRequest:
+def request(row: _Row, by_status: Mapping[str, task_counts.Total]) -> model.CacheRequest:
+    """Build a request from an object, or from a row with the columns ``REQUEST``."""
     totals = by_status.values()
     return model.CacheRequest(
         id=row.id,
@@ -68,20 +104,14 @@ def request(
         client_request_id=row.client_request_id,
         pin_id=row.pin_id,
         global_request_id=row.global_request_id,
+        is_planned=row.is_planned,
+        canary_passed=row.canary_passed,
     )
 
 
-# Columns, not objects: a page is read more often than anything else.
-TASK = [
-    getattr(models.Task, field.name)
-    for field in dataclasses.fields(model.Task)
-    if hasattr(models.Task, field.name)
-]
-
-
 def task(row: sa.Row[*tuple[Any, ...]]) -> model.Task:
-    """Build a task from a row with the columns ``TASK``."""
-    return model.Task(**{column.key: getattr(row, column.key) for column in TASK})
+    """Build a task from a row that begins with the columns ``TASK``."""
+    return model.Task(*row[: len(TASK)])
 
 
 def options(saved: Mapping[str, Any]) -> model.RequestOptions:

@@ -43,7 +43,8 @@ def index(req: Request) -> Reply:
 def show(req: Request) -> Reply:
     req.authorize(policies.SHOW)
     name = req.path['host']
-    host = req.services.agents.look([name]).get(name)
+    with req.services.snapshot():
+        host = req.services.agents.look([name]).get(name)
     if host is None:
         raise exception.ComputeHostNotFound(shown.value(name))
     return Reply(body={'host': _host_to_json(host, req.services.cell_names.load())})
@@ -53,9 +54,11 @@ def images(req: Request) -> Reply:
     """List the images in the cache of a host, by file name unless the query says otherwise."""
     page = paging.read(req, schemas.IMAGES, schemas.SORT_IMAGES)
     req.authorize(policies.IMAGES)
-    host = _known(req)
-    found = req.services.caches.of_host(host, page)
-    pinned, to_age = _pinned_on(req, host), _ages()
+    with req.services.snapshot():
+        host = _known(req)
+        found = req.services.caches.of_host(host, page)
+        pinned = _pinned_on(req, host)
+    to_age = _ages()
 
     def image_of(cached: model.CachedImage) -> str | None:
         if not req.context.is_admin:
@@ -112,8 +115,10 @@ def of_image(req: Request) -> Reply:
         raise _image_not_found(image_id)
     if not req.context.is_admin:
         _check_visible(req, image_id)
-    found = req.services.caches.hosts_of(image_id, page, _of_aggregate(req))
-    agents, to_age = req.services.agents.get([cached.host for cached in found]), _ages()
+    with req.services.snapshot():
+        found = req.services.caches.hosts_of(image_id, page, _of_aggregate(req))
+        agents = req.services.agents.get([cached.host for cached in found])
+    to_age = _ages()
     cells = req.services.cell_names.load()
 
     def cell_of(host: str) -> str | None:

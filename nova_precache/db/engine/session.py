@@ -42,7 +42,7 @@ _REFUSALS = (
 )
 _PASSING = (db_exception.DBDeadlock, db_exception.DBConnectionError)
 CHUNK_KEYS = 500
-_CONNECTION = 'connection'
+_CONNECTION = 'connection'  # kept: asking the session for it takes longer than some statements
 _LAST = 'last'
 _SESSION = 'session'
 _WRITING = 'writes'
@@ -73,6 +73,31 @@ def _mysql_now(element: Any, compiler: Any, **kwargs: Any) -> str:
 @compiler.compiles(database_now, 'postgresql')
 def _postgresql_now(element: Any, compiler: Any, **kwargs: Any) -> str:
     return "(clock_timestamp() AT TIME ZONE 'UTC')"
+
+
+class seconds_ago(functions.GenericFunction[datetime.datetime]):  # noqa: N801
+    """A time before the database's own, by a number of seconds."""
+
+    type = sa.DateTime()
+    inherit_cache = True
+
+
+@compiler.compiles(seconds_ago, 'sqlite')
+def _sqlite_ago(element: Any, compiler: Any, **kwargs: Any) -> str:
+    seconds = compiler.process(element.clauses, **kwargs)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '-' || {seconds} || ' seconds')"
+
+
+@compiler.compiles(seconds_ago, 'mysql')
+@compiler.compiles(seconds_ago, 'mariadb')
+def _mysql_ago(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return f'(UTC_TIMESTAMP(6) - INTERVAL {compiler.process(element.clauses, **kwargs)} SECOND)'
+
+
+@compiler.compiles(seconds_ago, 'postgresql')
+def _postgresql_ago(element: Any, compiler: Any, **kwargs: Any) -> str:
+    seconds = compiler.process(element.clauses, **kwargs)
+    return f"((clock_timestamp() AT TIME ZONE 'UTC') - make_interval(secs => {seconds}))"
 
 
 def now(session: orm.Session) -> datetime.datetime:
@@ -150,8 +175,9 @@ class Database:
             yield shared
             return
         with self._translated(), self._sessions() as session:
+            connection = session.info[_CONNECTION] = session.connection()
             if self.engine.dialect.name in _MYSQLS:
-                session.connection().exec_driver_sql(_ONE_STATE)
+                connection.exec_driver_sql(_ONE_STATE)
             yield session
 
     @contextlib.contextmanager
@@ -222,7 +248,6 @@ class Database:
 
     def _write_once(self, work: Callable[[orm.Session], T]) -> T:
         with self._sessions() as session:
-            # Kept: asking the session for it takes longer than some statements.
             session.info[_CONNECTION] = session.connection(execution_options=_WRITES)
             result = work(session)
             for last in session.info.get(_LAST, ()):

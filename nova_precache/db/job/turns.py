@@ -9,7 +9,8 @@ the first jobs of a queue are read.
 
 import dataclasses
 import datetime
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,6 +23,7 @@ from nova_precache.db.job import claim as job_claim, host_limits
 # In one status, for all cells of a page together.
 MOST_JOBS = 500
 _HEAD = 10
+_CELLS_AT_ONCE = 20
 _MOST_IDS = 2**40
 _JOB, _AGENT, _TASK = models.Job, models.Agent, models.Task
 _Full = Collection[host_limits.SaturatedRequest]
@@ -64,83 +66,89 @@ def to_come(job: type[models.Job]) -> sa.ColumnElement[int]:
 
 
 def _first_jobs(
-    index: str, statuses: Collection[str], *which: sa.ColumnElement[bool]
+    index: str, full: _Full, statuses: Collection[str], *which: sa.ColumnElement[bool]
 ) -> sa.Select[*tuple[Any, ...]]:
-    """Select the first jobs of unclaimed hosts, with their number, in the order of an index.
+    """Select the first jobs of unclaimed hosts, in the order of an index.
 
-    Whether they are due and may run is checked later: few of many may.
+    Whether they are due and may run is no condition, but a column: few of many may.
     """
+    now = sa.bindparam('now', type_=sa.DateTime())
+    is_due = sa.or_(_JOB.next_attempt_at.is_(None), _JOB.next_attempt_at <= now)
+    if full:
+        is_due = sa.and_(is_due, host_limits.lets_run(full))
     jobs = (
         sa.select(
-            _JOB.uuid,
             _JOB.host,
             _JOB.cell_uuid,
             _JOB.priority,
-            _JOB.next_attempt_at,
             to_come(_JOB).label('bytes'),
             # In this order, jobs are claimed.
             (_JOB.id - sa.cast(_JOB.priority, sa.BigInteger()) * _MOST_IDS).label('turn'),
+            sa.case((is_due, 1), else_=0).label('due'),
         )
         .where(_JOB.status.in_(statuses), _JOB.ready, job_claim.unclaimed(), *which)
         .order_by(_JOB.priority.desc(), _JOB.id)
         .limit(sa.bindparam('most', type_=sa.Integer()))
     )
-    page = db_session.by_index(jobs, _JOB, index).subquery()
-    return sa.select(page, sa.func.count().over().label('jobs'))
+    return db_session.by_index(jobs, _JOB, index)
 
 
-def _due(jobs: sa.Subquery, full: _Full) -> sa.Subquery:
-    now = sa.bindparam('now', type_=sa.DateTime())
-    is_due = sa.or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now)
-    due = sa.select(jobs).where(is_due)
-    return (due.where(host_limits.lets_run(full, jobs.c.uuid)) if full else due).subquery()
-
-
-def _places(full: _Full = ()) -> sa.Select[*tuple[Any, ...]]:
-    in_cell = _JOB.cell_uuid == sa.bindparam('cell')
-    due = _due(_first_jobs('jobs_share_idx', model.TASK_WAITING, in_cell).subquery(), full)
+def _queue(cell: sa.BindParameter[str], full: _Full) -> sa.Select[*tuple[Any, ...]]:
+    """Select the places of hosts of a cell, and the last of those counted."""
+    which = _JOB.cell_uuid == cell
+    jobs = _first_jobs('jobs_share_idx', full, model.TASK_WAITING, which).subquery()
+    is_due = jobs.c.due == 1
     hosts = (
         sa.select(
-            due.c.host,
-            sa.func.min(due.c.turn).label('turn'),
-            sa.func.max(due.c.priority).label('priority'),
-            sa.func.max(due.c.jobs).label('jobs'),
-            sa.func.sum(due.c.bytes).label('bytes'),
+            jobs.c.host,
+            sa.func.min(sa.case((is_due, jobs.c.turn))).label('turn'),
+            sa.func.max(sa.case((is_due, jobs.c.priority))).label('priority'),
+            sa.func.sum(sa.case((is_due, jobs.c.bytes), else_=0)).label('bytes'),
+            sa.func.count().label('jobs'),
         )
-        .group_by(due.c.host)
+        .group_by(jobs.c.host)
         .subquery()
     )
-    up_to = sa.func.sum(hosts.c.bytes).over(order_by=hosts.c.turn)
+    order = (hosts.c.turn.is_(None), hosts.c.turn)
+    up_to = sa.func.sum(hosts.c.bytes).over(order_by=order)
     queue = sa.select(
+        cell.label('cell'),
         hosts.c.host,
+        hosts.c.turn,
         hosts.c.priority,
-        (sa.func.row_number().over(order_by=hosts.c.turn) - 1).label('hosts_before'),
+        (sa.func.row_number().over(order_by=order) - 1).label('hosts_before'),
         (up_to - hosts.c.bytes).label('bytes_before'),
         hosts.c.bytes,
-        sa.func.count().over().label('hosts'),
-        hosts.c.jobs,
+        sa.func.count(hosts.c.turn).over().label('hosts'),
+        sa.func.sum(hosts.c.jobs).over().label('jobs'),
     ).subquery()
     is_last = queue.c.hosts_before == queue.c.hosts - 1
-    return sa.select(queue).where(
-        sa.or_(queue.c.host.in_(sa.bindparam('hosts', expanding=True)), is_last)
+    is_asked = queue.c.host.in_(sa.bindparam('hosts', expanding=True))
+    return sa.select(queue).where(queue.c.turn.is_not(None), sa.or_(is_asked, is_last))
+
+
+def _queues(cells: int, full: _Full = ()) -> sa.CompoundSelect[*tuple[Any, ...]]:
+    return sa.union_all(
+        *(_queue(sa.bindparam(f'cell_{n}', type_=sa.String()), full) for n in range(cells))
     )
 
 
 def _more_urgent(full: _Full = ()) -> sa.Select[*tuple[Any, ...]]:
     is_more_urgent = _JOB.priority > sa.bindparam('lowest', type_=sa.Integer())
     pages = (
-        _first_jobs('jobs_due_idx', [status], is_more_urgent)
+        sa.select(_first_jobs('jobs_due_idx', full, [status], is_more_urgent).subquery())
         for status in sorted(model.TASK_WAITING)
     )
-    due = _due(sa.union_all(*pages).subquery(), full)
+    jobs = sa.union_all(*pages).subquery()
     # By the most urgent job of each, as in its own cell.
     hosts = (
         sa.select(
-            due.c.cell_uuid,
-            sa.func.max(due.c.priority).label('priority'),
-            sa.func.sum(due.c.bytes).label('bytes'),
+            jobs.c.cell_uuid,
+            sa.func.max(jobs.c.priority).label('priority'),
+            sa.func.sum(jobs.c.bytes).label('bytes'),
         )
-        .group_by(due.c.host, due.c.cell_uuid)
+        .where(jobs.c.due == 1)
+        .group_by(jobs.c.host, jobs.c.cell_uuid)
         .subquery()
     )
     return sa.select(
@@ -151,7 +159,8 @@ def _more_urgent(full: _Full = ()) -> sa.Select[*tuple[Any, ...]]:
     ).group_by(hosts.c.cell_uuid, hosts.c.priority)
 
 
-_PLACES, _MORE_URGENT = _places(), _more_urgent()
+# Built once, as long as no request is at its limit.
+_PLACES, _MORE_URGENT = functools.lru_cache(_queues), _more_urgent()
 
 
 def places(
@@ -165,47 +174,49 @@ def places(
     :param hosts: by cell
     :param full: the requests at their limit of hosts
     """
-    in_cell, more_urgent = (_places(full), _more_urgent(full)) if full else (_PLACES, _MORE_URGENT)
     most = max(1, MOST_JOBS // max(1, len(hosts)))
     found: dict[str, tuple[str, int, Place]] = {}
-    for cell, names in sorted(hosts.items()):
-        found.update(_in_cell(session, in_cell, {'now': now, 'cell': cell}, names, most))
+    left = dict(hosts)
+    # Most pages that are read begin at the head of the queue.
+    for jobs in sorted({max(1, most // _HEAD), most}):
+        for cell, queue in _read_queues(session, now, left, jobs, full):
+            names, last = left[cell], max(queue, key=lambda row: row.hosts_before, default=None)
+            known = [row for row in queue if row.host in names]
+            found.update(
+                (row.host, (cell, row.priority, Place(row.hosts_before, int(row.bytes_before))))
+                for row in known
+            )
+            if len(known) == len(names) or (last is not None and last.jobs < jobs):
+                del left[cell]
+            elif jobs == most and last is not None:
+                beyond = Place(last.hosts, int(last.bytes_before + last.bytes), is_beyond=True)
+                for host in set(names).difference(row.host for row in known):
+                    found[host] = cell, last.priority, beyond
     if not found:
         return {}
-    given = {
-        'now': now,
-        'most': most,
-        'lowest': min(priority for _, priority, _ in found.values()),
-    }
-    others = db_session.run(session, more_urgent, given).all()
-    return {host: _after(others, *place) for host, place in found.items()}
+    more_urgent = _more_urgent(full) if full else _MORE_URGENT
+    lowest = min(priority for _, priority, _ in found.values())
+    others = db_session.run(session, more_urgent, {'now': now, 'most': most, 'lowest': lowest})
+    urgent = others.all()
+    return {host: _after(urgent, *place) for host, place in found.items()}
 
 
-def _in_cell(
+def _read_queues(
     session: orm.Session,
-    statement: sa.Executable,
-    which: Mapping[str, Any],
-    names: Collection[str],
-    most: int,
-) -> Mapping[str, tuple[str, int, Place]]:
-    """Map hosts of a cell to it, their priority, and their place in its queue."""
-    cell = which['cell']
-    # Most pages that are read begin at the head of the queue.
-    for jobs in (max(1, most // _HEAD), most):
-        given = {**which, 'most': jobs, 'hosts': sorted(names)}
+    now: datetime.datetime,
+    hosts: Mapping[str, Collection[str]],
+    jobs: int,
+    full: _Full,
+) -> Iterator[tuple[str, Sequence[sa.Row[*tuple[Any, ...]]]]]:
+    """Read the places of hosts by cell, among the first jobs of each cell."""
+    for cells in db_session.chunks(sorted(hosts), _CELLS_AT_ONCE):
+        statement = _queues(len(cells), full) if full else _PLACES(len(cells))
+        named = {f'cell_{place}': cell for place, cell in enumerate(cells)}
+        names = sorted({host for cell in cells for host in hosts[cell]})
+        given = {**named, 'now': now, 'most': jobs, 'hosts': names}
         rows = db_session.run(session, statement, given).all()
-        known = {
-            row.host: (cell, row.priority, Place(row.hosts_before, int(row.bytes_before)))
-            for row in rows
-            if row.host in names
-        }
-        last = max(rows, key=lambda row: row.hosts_before, default=None)
-        if len(known) == len(names) or (last is not None and last.jobs < jobs):
-            return known
-    if last is None:
-        return {}
-    beyond = Place(last.hosts, int(last.bytes_before + last.bytes), is_beyond=True)
-    return {host: known.get(host, (cell, last.priority, beyond)) for host in names}
+        for cell in cells:
+            yield cell, [row for row in rows if row.cell == cell]
 
 
 def _after(
@@ -220,7 +231,7 @@ def _after(
     )
 
 
-def is_stale(silent_since: datetime.datetime | sa.BindParameter[Any]) -> sa.ColumnElement[bool]:
+def is_stale(silent_since: sa.ColumnElement[datetime.datetime]) -> sa.ColumnElement[bool]:
     """Select jobs whose rate was reported by a compute that is silent or has restarted since."""
     return sa.or_(
         sa.and_(_AGENT.seen_at < silent_since, _JOB.progress_at < silent_since),

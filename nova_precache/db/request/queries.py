@@ -3,12 +3,14 @@
 
 import dataclasses
 import datetime
+import functools
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from nova_precache import exception
+from nova_precache import exception, model
 from nova_precache.db import pages, rows
 from nova_precache.db.engine import models, session as db_session
 
@@ -86,8 +88,9 @@ class TaskFilter:
     image_id: str | None = None
 
 
-def requests(chosen: RequestFilter) -> sa.Select[models.CacheRequest]:
-    query = sa.select(_REQUEST)
+def requests(chosen: RequestFilter) -> sa.Select[*tuple[Any, ...]]:
+    """Select the columns ``rows.REQUEST``."""
+    query = sa.select(*rows.REQUEST)
     for column, value in (
         (_REQUEST.project_id, chosen.project_id),
         (_REQUEST.status, chosen.status),
@@ -107,64 +110,102 @@ def requests(chosen: RequestFilter) -> sa.Select[models.CacheRequest]:
     )
 
 
-def require(session: orm.Session, request_id: str, project_id: str | None) -> None:
-    """Check that there is a request; ``project_id`` None matches any project.
+def require(session: orm.Session, chosen: TaskFilter) -> None:
+    """Check that there is the request that a filter names.
 
     :raises nova_precache.exception.RequestNotFound: unknown, or another project's
     """
-    query = sa.select(_REQUEST.id).where(_REQUEST.id == request_id)
-    if project_id is not None:
-        query = query.where(_REQUEST.project_id == project_id)
+    query = sa.select(_REQUEST.id).where(_REQUEST.id == chosen.request_id)
+    if chosen.project_id is not None:
+        query = query.where(_REQUEST.project_id == chosen.project_id)
     if db_session.run(session, query).first() is None:
-        raise exception.RequestNotFound(request_id)
+        raise exception.RequestNotFound(chosen.request_id or '')
 
 
-def tasks(chosen: TaskFilter, page: pages.Page) -> sa.Select[*tuple[Any, ...]]:
-    """Select the columns ``rows.TASK``."""
-    query = sa.select(*rows.TASK)
-    equal = {
-        _TASK.request_id: chosen.request_id,
-        _TASK.status: chosen.status,
-        _TASK.host: chosen.host,
-        _TASK.image_id: chosen.image_id,
-    }
-    found = _index(chosen)
-    if found is not None and [key.name for key in page.sort] in ([], [_TASK.id.key]):
+def tasks(
+    session: orm.Session, chosen: TaskFilter, page: pages.Page
+) -> Sequence[sa.Row[*tuple[Any, ...]]]:
+    """Return the rows of a page, with the columns ``rows.TASK``.
+
+    :raises nova_precache.exception.InvalidMarker: the filter's request or project has no such task
+    """
+    asked = {name: value for name, value in vars(chosen).items() if value is not None}
+    last = pages.last_values(session, TASKS, page, _visible(chosen))
+    nulls = None if last is None else tuple(value is None for value in last)
+    statement = _page_of_tasks(frozenset(asked), tuple(page.sort), nulls)
+    values = {f'{_LAST}{place}': value for place, value in enumerate(last or ())}
+    most = _UNLIMITED if page.limit is None else page.limit
+    return db_session.run(session, statement, {**asked, **values, _MOST: most}).all()
+
+
+_LAST, _MOST = 'last_', 'most'
+_UNLIMITED = 2**62
+_EQUAL = {
+    column.key: column for column in (_TASK.request_id, _TASK.status, _TASK.host, _TASK.image_id)
+}
+
+
+@functools.lru_cache(maxsize=256)
+def _page_of_tasks(
+    asked: Collection[str], sort: Sequence[model.SortKey], nulls: Sequence[bool] | None
+) -> sa.Select[*tuple[Any, ...]]:
+    """Build the statement of similar pages once: that takes longer than to read one.
+
+    :param asked: the conditions, whose values are parameters
+    :param nulls: which values of the last row of the page before are null; None: the first page
+    """
+    query = sa.select(*rows.TASK).limit(sa.bindparam(_MOST, type_=sa.BigInteger()))
+    equal = [name for name in _EQUAL if name in asked]
+    found = _index(asked)
+    if found is not None and [key.name for key in sort] in ([], [_TASK.id.key]):
         index, column = found
-        value = sa.literal(equal.pop(column), column.type)
-        is_descending = bool(page.sort) and page.sort[0].is_descending
+        equal.remove(column.key)
+        is_descending = bool(sort) and sort[0].is_descending
+        value = sa.bindparam(column.key, type_=column.type)
         query = query.where(db_session.led_by(column, value))
         query = query.order_by(column.desc() if is_descending else column.asc())
         query = db_session.by_index(query, _TASK, index)
-    for column, asked in equal.items():
-        if asked is not None:
-            query = query.where(column == asked)
-    return query.where(_of_project(chosen))
+    query = query.where(*(_EQUAL[name] == _parameter(name) for name in equal))
+    if 'project_id' in asked:
+        request_id = _parameter('request_id') if 'request_id' in asked else None
+        query = query.where(_of_project(_parameter('project_id'), request_id))
+    parameters = [
+        None if is_null else _parameter(f'{_LAST}{place}')
+        for place, is_null in enumerate(nulls or ())
+    ]
+    return pages.ordered(query, TASKS, sort, parameters or None)
 
 
-def _index(chosen: TaskFilter) -> tuple[str, orm.InstrumentedAttribute[str]] | None:
+def _parameter(name: str) -> sa.BindParameter[Any]:
+    return sa.bindparam(name)
+
+
+def _index(asked: Collection[str]) -> tuple[str, orm.InstrumentedAttribute[str]] | None:
     """Return the index with the fewest tasks in the order of their ids, and its first column."""
-    if chosen.host is not None:
+    if 'host' in asked:
         return 'cache_tasks_host_idx', _TASK.host
-    if chosen.request_id is not None:
-        name = 'request' if chosen.status is None else 'status'
+    if 'request_id' in asked:
+        name = 'status' if 'status' in asked else 'request'
         return f'cache_tasks_{name}_idx', _TASK.request_id
-    if chosen.image_id is not None:
+    if 'image_id' in asked:
         return 'cache_tasks_image_idx', _TASK.image_id
-    return None if chosen.status is None else ('cache_tasks_state_idx', _TASK.status)
+    return ('cache_tasks_state_idx', _TASK.status) if 'status' in asked else None
 
 
-def visible_tasks(chosen: TaskFilter) -> sa.ColumnElement[bool]:
+def _visible(chosen: TaskFilter) -> sa.ColumnElement[bool]:
     """Select the tasks of the request and the project that a filter names."""
-    if chosen.request_id is None:
-        return _of_project(chosen)
-    return sa.and_(_TASK.request_id == chosen.request_id, _of_project(chosen))
-
-
-def _of_project(chosen: TaskFilter) -> sa.ColumnElement[bool]:
-    if chosen.project_id is None:
-        return sa.true()
-    its = sa.select(_REQUEST.id).where(_REQUEST.project_id == chosen.project_id)
+    conditions = []
     if chosen.request_id is not None:
-        its = its.where(_REQUEST.id == chosen.request_id)
+        conditions.append(_TASK.request_id == chosen.request_id)
+    if chosen.project_id is not None:
+        conditions.append(_of_project(chosen.project_id, chosen.request_id))
+    return sa.and_(sa.true(), *conditions)
+
+
+def _of_project(
+    project_id: str | sa.BindParameter[Any], request_id: str | sa.BindParameter[Any] | None
+) -> sa.ColumnElement[bool]:
+    its = sa.select(_REQUEST.id).where(_REQUEST.project_id == project_id)
+    if request_id is not None:
+        its = its.where(_REQUEST.id == request_id)
     return _TASK.request_id.in_(its)

@@ -322,6 +322,29 @@ def test_cache_page_takes_constant_statements(
     assert statements(1) == statements(300)
 
 
+@pytest.mark.parametrize(
+    ('path', 'most'),
+    [
+        ('/v1/hosts', 2),
+        ('/v1/hosts/host1', 2),
+        ('/v1/hosts/host1/images', 6),
+        (f'/v1/images/{IMAGE}/hosts', 3),
+    ],
+)
+def test_reads_take_few_statements(api: Any, report: Any, hold: Any, path: str, most: int) -> None:
+    report('host1')
+    hold('host1', IMAGE)
+    api.get(path)  # the names of cells are kept
+    sent: list[str] = []
+    listen = lambda *what: sent.append(what[2])  # noqa: E731
+
+    sa.event.listen(api.database.engine, 'before_cursor_execute', listen)
+    assert api.get(path).status_int == 200
+    sa.event.remove(api.database.engine, 'before_cursor_execute', listen)
+
+    assert len([sql for sql in sent if sql.startswith('SELECT')]) <= most, sent
+
+
 def removal_path(host: str = 'host1', image: str = IMAGE) -> str:
     return f'/v1/hosts/{host}/images/{image}'
 

@@ -14,6 +14,7 @@ from nova_precache import model
 from nova_precache.cells import names
 from nova_precache.db import explanations, jobs, nova_calls, pages, requests, services
 from nova_precache.db.engine import models, session
+from nova_precache.db.job import turns
 from tests.unit.conftest import BROKEN, CACHED, GAP_SECONDS, LEASE_SECONDS, World
 
 SILENT_SECONDS = 15
@@ -408,7 +409,7 @@ LIMITED = model.RequestOptions(canary=2, max_parallel_hosts=50)
 
 @pytest.mark.parametrize(
     ('tasks', 'options', 'most'),
-    [(10, None, 5), (1000, None, 6), (10, LIMITED, 10), (1000, LIMITED, 11)],
+    [(10, None, 4), (1000, None, 5), (10, LIMITED, 9), (1000, LIMITED, 10)],
 )
 def test_page_of_tasks_costs_few_queries(
     living: World, tasks: int, options: model.RequestOptions | None, most: int
@@ -435,7 +436,49 @@ def test_page_of_requests_costs_few_queries(living: World) -> None:
     with counted(living) as queries:
         assert len(explained(living).requests(page)) == 20
 
-    assert len(queries) <= 8
+    assert len(queries) <= 6
+
+
+def test_request_read_by_three_queries(living: World) -> None:
+    request = living.planned(['h1', 'h2'], ['i1'])
+    living.begun()
+    report(living, 'h1', 10)
+
+    with counted(living) as queries:
+        assert shown(living, request).rate_bytes == 10
+
+    assert len(queries) == 3
+    assert sum('FROM cache_requests' in query for query in queries) == 1
+
+
+def test_rates_at_work_need_no_history(living: World) -> None:
+    request = living.planned(['h1'], ['i1', 'i2'])
+    living.begun()
+    report(living, 'h1', 10)
+    page = living.requests.tasks(request.id)
+
+    with counted(living) as queries:
+        assert etas(living, request)['h1 i2'] == (90 + 100) / 10
+
+    assert len(page) == 2
+    assert not [query for query in queries if 'jobs.finished_at' in query]
+
+
+def test_far_tasks_cost_no_more(living: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, 'MOST_JOBS', 1)
+    for host in ('h1', 'h2', 'h3'):
+        cached_before(living, host, seconds=50)
+    request = living.planned(['h1', 'h2', 'h3'], ['i1'])
+    living.begun()
+    page = [task for task in living.requests.tasks(request.id) if task.host == 'h3']
+
+    with counted(living) as queries:
+        (far,) = explained(living, precache_concurrency=one_slot).tasks(page)
+
+    assert far.reason == 'waits for a slot: 1 of 1 hosts are at work, more than 1 host before it'
+    assert far.eta_seconds is None
+    # Signs, request, task; limits, place, more urgent hosts: no rates, and no bytes before it.
+    assert len(queries) == 6
 
 
 def etas(world: World, request: model.CacheRequest, **rules: Any) -> dict[str, float | None]:

@@ -548,6 +548,21 @@ def test_request_rate_sums_its_transfers(world: World) -> None:
     assert world.tasks(request)['h1', 'i1'].rate_bytes is None
 
 
+@pytest.mark.parametrize('marker', [None, 99])
+@pytest.mark.parametrize('project_id', [None, 'p2'])
+def test_tasks_of_unknown_request_refused(
+    world: World, marker: int | None, project_id: str | None
+) -> None:
+    request = world.planned(['h1'], ['i1'])
+    of = requests.TaskFilter('unknown' if project_id is None else request.id, project_id)
+    page = pages.Page([model.SortKey('host')], limit=20, marker=marker)
+
+    with pytest.raises(exception.RequestNotFound):
+        world.requests.list_tasks(of, page, of_known=True)
+    if marker is None:
+        assert world.requests.list_tasks(of, page) == []
+
+
 def test_tasks_paged_in_plan_order(world: World) -> None:
     request = world.planned(['h2', 'h1'], ['i2', 'i1'])
 

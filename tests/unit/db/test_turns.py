@@ -5,6 +5,7 @@ import datetime
 from collections.abc import Mapping
 
 import pytest
+import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.db.engine import models, session
@@ -119,6 +120,31 @@ def test_cells_of_page_share_limit(world: World, monkeypatch: pytest.MonkeyPatch
         'f1': turns.Place(1, 100),
         'f2': turns.Place(2, 200, is_beyond=True),
     }
+
+
+def test_cells_of_page_share_statements(world: World) -> None:
+    cells = [world.cell, *(world.inventory.create_cell(n, f'fake:///{n}') for n in 'abcd')]
+    for number, cell in enumerate(cells):
+        world.planned([f'h{number}', f'k{number}'], ['i1'], cell_uuid=cell.uuid)
+    hosts = {cell.uuid: [f'k{number}'] for number, cell in enumerate(cells)}
+    sent: list[str] = []
+    listen = lambda *what: sent.append(what[2])  # noqa: E731
+
+    with world.database.reader() as reader:
+        now = session.now(reader)
+        sa.event.listen(world.database.engine, 'before_cursor_execute', listen)
+        found = turns.places(reader, now, hosts)
+        sa.event.remove(world.database.engine, 'before_cursor_execute', listen)
+
+    assert found == {f'k{number}': turns.Place(1, 100) for number in range(5)}
+    assert len(sent) == 2  # the queues, and more urgent hosts
+
+
+def test_queue_without_due_jobs_has_no_places(world: World) -> None:
+    world.planned(['h1'], ['i1'])
+    world.change(models.Job, models.Job.host == 'h1', next_attempt_at=LATER)
+
+    assert places(world, 'h1') == {}
 
 
 def test_bytes_of_host_before_task(world: World) -> None:

@@ -416,6 +416,24 @@ def test_changed_file_applies_to_next_request(make_site: MakeSite, tmp_path: pat
     assert site.ask('GET', AGGREGATE, None, f'u:{PROJECT}').status_int == 403
 
 
+def test_caller_checked_by_one_state_of_file(tmp_path: pathlib.Path) -> None:
+    conf, file = tmp_path / 'nova-precache.conf', tmp_path / 'policy.yaml'
+    conf.write_text(f'[oslo_policy]\npolicy_file = {file}\n')
+    file.write_text('"os_compute_api:os-aggregates:show": "@"')
+    enforcer = policy.Enforcer(configuration.new(config_files=[str(conf)]))
+    caller = request_context.RequestContext(user_id='u1', project_id=PROJECT, overwrite=False)
+    later = file.stat().st_mtime + 10
+
+    assert not enforcer.is_admin(caller)
+    file.write_text('"os_compute_api:os-aggregates:show": "!"')
+    os.utime(file, (later, later))
+    enforcer.authorize(caller, aggregates.SHOW)
+    enforcer.is_admin(caller)
+
+    with pytest.raises(exception.PolicyNotAuthorized):
+        enforcer.authorize(caller, aggregates.SHOW)
+
+
 @pytest.mark.parametrize('text', ['"a": [', '- "a"', '"a"', '"a": 5'])
 def test_invalid_policy_file_fails_at_start(make_site: MakeSite, text: str) -> None:
     with pytest.raises(
