@@ -35,7 +35,7 @@ from nova_precache.image import service
 from nova_precache.standalone import process
 from nova_precache.transfer_control import Control
 from nova_precache.virt import driver
-from nova_precache.wiring import common, compute as wiring_compute
+from nova_precache.wiring import compute as wiring_compute, process as parts_of_process
 
 LOG = logging.getLogger(__name__)
 
@@ -480,7 +480,9 @@ class _Process:
         )
         self._conf = precache_conf.new([], [str(configuration)])
         self._transport = rpc.connect(self._conf)
-        self._metrics = compute_metrics.ComputeMetrics(common.exposition(self._conf).registry)
+        self._metrics = compute_metrics.ComputeMetrics(
+            parts_of_process.exposition(self._conf).registry
+        )
         self._work: dict[str, Sequence[tuple[float, concurrency.Work]]] = {}
         self._endpoints: dict[str, manager.ComputeManager] = {}
         self._turns = Turns()
@@ -490,7 +492,7 @@ class _Process:
         for module, name, part in (
             (rpc, 'Client', _Client),
             (rpc, 'Server', rpc.Server if self._serves else _Server),
-            (rpc, 'connect_own', lambda conf: self._transport),
+            (rpc, 'connect_own', lambda conf, **options: self._transport),
             (driver, 'load_driver', lambda name, conf: SimulatedDriver(conf)),
             (concurrency, 'Periodic', _Periodic),
         ):
