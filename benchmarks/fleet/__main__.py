@@ -18,10 +18,13 @@ import sqlalchemy as sa
 
 from benchmarks import cli, machine, observed
 from benchmarks.fleet import (
+    calls as part_calls,
     cases,
     claims as part_claims,
     fairness as part_fairness,
     findings,
+    message_findings,
+    messages as part_messages,
     nova,
     reads as part_reads,
 )
@@ -31,17 +34,25 @@ from tools.servers import databases, rabbitmq
 LOG = logging.getLogger(__name__)
 
 BROKER_HOSTS = 100
-COST, READS, CLAIMS, FAIRNESS = PARTS = ('cost', 'reads', 'claims', 'fairness')
+COST, READS, CLAIMS, FAIRNESS, MESSAGES = PARTS = (
+    *('cost', 'reads', 'claims', 'fairness'),
+    'messages',
+)
+CALLS = 'calls'  # the second half of the messages
 _WHAT_IS_MEASURED = (
     *('part', 'database', 'hosts', 'cells', 'images', 'delay-ms', 'parallel'),
     *('every', 'broker', 'nova'),
     *('read-hosts', 'read-images', 'watchers', 'watched-seconds', 'claim-hosts', 'image-seconds'),
+    *('report-hosts', 'transfers', 'report-seconds', 'silence', 'call-hosts'),
 )
+_TABLES = (message_findings.reported, message_findings.written, message_findings.left)
 MARIADB_SETTINGS = {'innodb-flush-log-at-trx-commit': '1'}  # the default of its packages
 
 
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
+    if max(given.transfers) > given.report_hosts:
+        _parser().error(f'--transfers: more than the {given.report_hosts:,} of --report-hosts')
     cli.log_progress()
     with tempfile.TemporaryDirectory(prefix='fleet-', dir=given.directory) as name:
         directory = pathlib.Path(name)
@@ -52,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
                 reads = [fleet.reads()] if READS in given.part else []
                 claims = list(fleet.claims()) if CLAIMS in given.part else []
                 fairness = [fleet.fairness()] if FAIRNESS in given.part else []
+                reports, calls = fleet.messages() if MESSAGES in given.part else ([], [])
             stock = list(_stock(given)) if given.nova and COST in given.part else []
         except (environment.EnvironmentFailed, process.ServerFailed, RuntimeError) as exc:
             return cli.fail(exc)
@@ -62,19 +74,26 @@ def main(arguments: list[str] | None = None) -> int:
         *(table(each) for each in reads for table in (findings.read, findings.watched)),
         *([findings.claimed(claims)] if claims else []),
         *map(findings.shared, fairness),
+        *(table(each) for each in reports for table in _TABLES),
+        *map(message_findings.called, calls),
     ]
     results = cli.Results(
         cli.command('fleet', _parser(), given, _WHAT_IS_MEASURED),
         f'{given.parallel} hosts at a time',
         where,
         tables,
-        findings.targets(outcomes, reads, claims, fairness),
+        [
+            *findings.targets(outcomes, reads, claims, fairness),
+            *message_findings.targets(reports, calls),
+        ],
         {
             'outcomes': list(map(dataclasses.asdict, outcomes)),
             'nova': list(map(dataclasses.asdict, stock)),
             'reads': list(map(dataclasses.asdict, reads)),
             'claims': list(map(dataclasses.asdict, claims)),
             'fairness': list(map(dataclasses.asdict, fairness)),
+            'messages': list(map(dataclasses.asdict, reports)),
+            'calls': list(map(dataclasses.asdict, calls)),
         },
     )
     results.publish(rst=given.rst, json_file=given.json)
@@ -184,6 +203,53 @@ class _Fleet:
         seconds = self._given.image_seconds
         return part_fairness.Fairness(**_measure(FAIRNESS, 'Fairness', image_seconds=seconds))
 
+    def messages(self) -> tuple[list[part_messages.Messages], list[part_calls.Calls]]:
+        """Measure the reports and the calls, each with a virtual host and databases of its own."""
+        login = rabbitmq.Login('fleet', (MESSAGES, CALLS))
+        with rabbitmq.RabbitMQ(self._directory / MESSAGES, [login]) as broker:
+            reports = self._messages(broker.transport_url(login, MESSAGES))
+            calls = self._calls(broker.transport_url(login, CALLS))
+        return [reports], [calls]
+
+    def _messages(self, broker_url: str) -> part_messages.Messages:
+        given = self._given
+        with self._mariadb.empty() as url:
+            found = _measure(
+                MESSAGES,
+                f'Reports of {given.report_hosts:,} hosts',
+                database=cases.MARIADB,
+                hosts=given.report_hosts,
+                transfers=given.transfers,
+                seconds=given.report_seconds,
+                silence_seconds=given.silence,
+                database_url=url,
+                broker_url=broker_url,
+                servers=_servers(),
+            )
+        return part_messages.from_json(found)
+
+    def _calls(self, broker_url: str) -> part_calls.Calls:
+        given, empty = self._given, self._mariadb.empty
+        with empty() as url, empty() as novas_api, empty() as novas_cell:
+            found = _measure(
+                CALLS,
+                f'Calls of {given.call_hosts:,} hosts',
+                database=cases.MARIADB,
+                hosts=given.call_hosts,
+                images=given.images,
+                parallel=given.parallel,
+                database_url=url,
+                broker_url=broker_url,
+                servers=_servers(),
+                nova_urls=[novas_api, novas_cell] if given.nova else None,
+            )
+        return part_calls.from_json(found)
+
+
+def _servers() -> dict[str, int]:
+    names = {cases.DATABASE: 'mariadbd', cases.BROKER: 'beam.smp'}
+    return {server: observed.pid_of_child(name) for server, name in names.items()}
+
 
 def _measure(part: str, what: str, **given: object) -> dict[str, Any]:
     LOG.info('%s ...', what)
@@ -193,7 +259,7 @@ def _measure(part: str, what: str, **given: object) -> dict[str, Any]:
         process.dies_with_parent(command, 'TERM'), stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f'{what} could not be measured')
+        raise RuntimeError(f'{what} could not be measured: exit status {done.returncode}')
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -219,6 +285,7 @@ def _parser() -> argparse.ArgumentParser:
         ('--images', cli.numbers(1), [1, 10], 'numbers of images per request'),
         ('--delay-ms', cli.numbers(0), [0, 50], 'durations of a task on a simulated compute'),
         ('--claim-hosts', cli.numbers(1), [1000, 3000, 10000], 'numbers of hosts due at once'),
+        ('--transfers', cli.numbers(1), [1000, 10000], 'numbers of transfers that report'),
     )
     for name, kind, default, what in lists:
         said = ','.join(map(str, default))
@@ -239,13 +306,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--no-nova', dest='nova', action='store_false', help='do not measure stock Nova'
     )
-    reads = (
+    sizes = (
         ('--read-hosts', 10000, 'hosts of the request that is read'),
         ('--read-images', 10, 'its images'),
         ('--watchers', 200, 'clients that wait for it'),
+        ('--report-hosts', 10000, 'hosts that report over RabbitMQ'),
+        ('--call-hosts', 300, 'hosts that are called over RabbitMQ'),
     )
-    for name, default_number, what in reads:
+    for name, default_number, what in sizes:
         parser.add_argument(name, type=int, default=default_number, help=f'{what} (%(default)s)')
+    parser.add_argument(
+        '--report-seconds',
+        type=float,
+        default=20,
+        help='how long reports of each kind are sent (%(default)g)',
+    )
+    parser.add_argument(
+        '--silence',
+        type=float,
+        default=30,
+        help='how long they are sent without a conductor, in seconds (%(default)g)',
+    )
     parser.add_argument(
         '--watched-seconds', type=float, default=40, help='how long they wait (%(default)g)'
     )

@@ -105,13 +105,18 @@ class World:
 
 
 @contextlib.contextmanager
-def opened(case: Case, database_url: str, transport_url: str = IN_MEMORY) -> Iterator[World]:
-    """Fill an empty database with the fleet of a case."""
+def opened(
+    case: Case, database_url: str, transport_url: str = IN_MEMORY, *, have_agents: bool = True
+) -> Iterator[World]:
+    """Fill an empty database with the fleet of a case.
+
+    :param have_agents: all hosts are up, though no agent reports; else none has an agent yet
+    """
     with tempfile.TemporaryDirectory(prefix='fleet-') as state_dir:
         conf = configure(case, database_url, transport_url, state_dir)
         database = db_session.connect(conf)
         try:
-            site = populate(case, database, transport_url)
+            site = populate(case, database, transport_url, have_agents=have_agents)
             yield World(
                 wiring_conductor.ConductorParts(conf, database, wiring_process.exposition(conf)),
                 site,
@@ -148,7 +153,9 @@ class StatusPoll:
         self._engine.dispose()
 
 
-def populate(case: Case, database: db_session.Database, transport_url: str) -> Site:
+def populate(
+    case: Case, database: db_session.Database, transport_url: str, *, have_agents: bool = True
+) -> Site:
     schema.sync(database)
     stock = inventory.Inventory(database)
     cells = [
@@ -158,6 +165,8 @@ def populate(case: Case, database: db_session.Database, transport_url: str) -> S
     hosts = [f'compute-{number:05}' for number in range(1, case.hosts + 1)]
     fleet, few = stock.create_aggregate('fleet'), stock.create_aggregate('few')
     database.write(lambda session: _insert_hosts(session, cells, hosts, fleet.id))
+    if have_agents:
+        database.write(lambda session: _insert_agents(session, cells, hosts))
     database.write(lambda session: _put_into(session, few.id, hosts[: 2 * case.parallel]))
     return Site(stock.get_aggregate(fleet.id), stock.get_aggregate(few.id))
 
@@ -172,14 +181,19 @@ def _insert_hosts(
 ) -> None:
     ids = session.execute(sa.select(cell_models.CellMapping.uuid, cell_models.CellMapping.id))
     id_of = {row.uuid: row.id for row in ids}
-    now = db_session.now(session)
-    placed = [(host, cells[number % len(cells)].uuid) for number, host in enumerate(hosts)]
-    for chunk in _chunks(placed):
+    for chunk in _chunks(_placed(cells, hosts)):
         session.execute(
             sa.insert(cell_models.HostMapping),
             [{'host': host, 'cell_id': id_of[cell]} for host, cell in chunk],
         )
         _put_into(session, aggregate_id, [host for host, _ in chunk])
+
+
+def _insert_agents(
+    session: sa.orm.Session, cells: Sequence[model.Cell], hosts: Sequence[str]
+) -> None:
+    now = db_session.now(session)
+    for chunk in _chunks(_placed(cells, hosts)):
         session.execute(
             sa.insert(models.Agent),
             [
@@ -194,6 +208,11 @@ def _insert_hosts(
                 for host, cell in chunk
             ],
         )
+
+
+def _placed(cells: Sequence[model.Cell], hosts: Sequence[str]) -> Sequence[tuple[str, str]]:
+    """Pair each host with the uuid of its cell."""
+    return [(host, cells[number % len(cells)].uuid) for number, host in enumerate(hosts)]
 
 
 def _put_into(session: sa.orm.Session, aggregate_id: int, hosts: Sequence[str]) -> None:

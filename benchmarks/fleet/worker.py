@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from benchmarks import observed
-from benchmarks.fleet import broker, claims, fairness, reads, site
+from benchmarks import cli, observed
+from benchmarks.fleet import broker, calls, claims, fairness, messages, reads, site
 from benchmarks.fleet.cases import BROKER, DATABASE, Case, Cost, Outcome, Planning
 from benchmarks.fleet.computes import SimulatedComputes
 from nova_precache import model
@@ -223,11 +223,14 @@ MEASURES: Mapping[str, Callable[..., Any]] = {
     'reads': reads.measure,
     'claims': claims.measure,
     'fairness': fairness.measure,
+    'messages': messages.measure,
+    'calls': calls.measure,
 }
 
 
 def main(arguments: list[str]) -> None:
-    logging.basicConfig(level=logging.ERROR)
+    cli.log_progress(logging.ERROR)
+    logging.getLogger('benchmarks').setLevel(logging.INFO)
     part, given = arguments
     found = MEASURES[part](**json.loads(given))
     print(json.dumps(dataclasses.asdict(found)), flush=True)
