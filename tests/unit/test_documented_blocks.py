@@ -334,6 +334,7 @@ def test_inline_command_and_options_exist(command: str) -> None:
         'nova-manage': lambda words: _check_words(
             words, ['cell_v2', 'create_cell', 'discover_hosts']
         ),
+        'rabbitmqctl': lambda words: _check_words(words, ['status']),
         'tempest': lambda words: _check_words(words[:1], ['init', 'list-plugins', 'run']),
     }
     if program.startswith('tools/'):
