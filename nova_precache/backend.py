@@ -13,7 +13,7 @@ block all green threads or are shared by them. So
 
 oslo.service, which oslo.messaging imports, uses eventlet by default; a hook reports the choice
 of the process to it. It and futurist import eventlet wherever it is installed, which changes
-nothing without that patch.
+nothing without that patch, but takes some 20 MB: a process with native threads hides it from them.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from oslo_service import backend
 from nova_precache import exception
 
 VARIABLE = 'NOVA_PRECACHE_CONCURRENCY'
+_EVENTLET = 'eventlet'
 # With a WSGI server's own name, such as gunicorn, we would read the file of that name in /etc.
 API = 'nova-precache-api'
 # From this Python on, eventlet 0.41 raises its own Timeout from every Thread.join that times
@@ -81,8 +82,18 @@ def choose_by_environment() -> None:
         do not work on this Python, or the process has others already
     """
     chosen = _named_by_environment()
-    if chosen is not None:
+    if chosen is None:
+        hide_eventlet()  # the configuration may name it, and then the command restarts itself
+    else:
         _become(chosen)
+
+
+def hide_eventlet() -> None:
+    """Make eventlet appear as not installed to libraries that are imported later.
+
+    They would import all of it, though they use only native threads.
+    """
+    sys.modules.setdefault(_EVENTLET, None)  # type: ignore[arg-type] # as the import system has it
 
 
 def choose_by_files(config_files: Sequence[str] | None) -> None:
@@ -169,6 +180,8 @@ def _become(chosen: Choice) -> None:
         _import_eventlet(chosen).monkey_patch()
     elif current() is Backend.EVENTLET:
         raise exception.ConfigError(f'{chosen}, and this process runs under eventlet already')
+    else:
+        hide_eventlet()
 
 
 def _import_eventlet(chosen: Choice) -> Any:
@@ -176,6 +189,8 @@ def _import_eventlet(chosen: Choice) -> Any:
         raise exception.ConfigError(f'{chosen}: {why}')
     # Its own resolver knows fewer host names than the system's.
     os.environ.setdefault('EVENTLET_NO_GREENDNS', 'yes')
+    if sys.modules.get(_EVENTLET) is None:
+        sys.modules.pop(_EVENTLET, None)  # it was hidden
     try:
         import eventlet
     except ImportError as exc:

@@ -3,12 +3,14 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 
 from nova_precache import health
-from nova_precache.wsgi import server
+
+if TYPE_CHECKING:
+    from nova_precache.wsgi import server
 
 LOG = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class Exposition:
         """
         if not self._port:
             return
+        from nova_precache.wsgi import server  # only now: most computes serve no metrics
+
         serving = server.HttpServer(
             self._serve,
             self._bind_host,

@@ -99,6 +99,8 @@ TASK_SUCCEEDED = frozenset({TaskStatus.CACHED, TaskStatus.EXISTING})
 NOT_OURS = 'present, but cannot be'
 # Without bytes for so long, a download stands still.
 STILL_SECONDS = 10.0
+# A compute reports the progress of a transfer that moves at least so often.
+LONGEST_REPORT_SECONDS = 10.0
 
 
 class Retry(enum.StrEnum):
@@ -332,6 +334,27 @@ class Cell:
             why = self.transport_problem or 'it has no transport URL'
             return f'cell {self.name} cannot be reached: {why}'
         return None
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportAnswer:
+    """A conductor's answer to the report of a compute.
+
+    :ivar now: the database's time
+    :ivar next_seconds: time until the next report of a host whose transfers move
+    :ivar is_taken: whether the report was read; one that arrives too late is not
+    """
+
+    now: datetime.datetime
+    next_seconds: float
+    is_taken: bool = True
+
+    def to_wire(self) -> Json:
+        return {
+            'now': f'{self.now.isoformat()}Z',
+            'next_seconds': self.next_seconds,
+            'is_taken': self.is_taken,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,8 @@ FILES_MAX = 10_000
 CAPABILITIES_MAX = 256
 # Images that are pinned on the hosts of one cache.
 KEPT_MAX = 10_000
+# Jobs of one host that are at work at once.
+TRANSFERS_MAX = 10_000
 COMPANIONS_MAX = 2  # a kernel and a ramdisk
 ASKED_BY_MAX = 255
 _CAPABILITIES_DEPTH = 4
@@ -184,6 +186,33 @@ def agent(state: object, cell_uuid: str) -> model.Agent:
     )
 
 
+def sending_time(value: object, field: str) -> datetime.datetime:
+    """Read when a message was sent: a time of the database, and the seconds since then.
+
+    :raises nova_precache.exception.InvalidInput: a field is out of range; names it
+    """
+    get = mapping(value, field).get
+    seconds = _non_negative(get('seconds'), f'{field}.seconds')
+    now = time(get('now'), f'{field}.now')
+    try:
+        return now + datetime.timedelta(seconds=seconds)
+    except OverflowError:
+        raise _invalid(f'{field}.seconds', seconds, 'a number of seconds before 9999') from None
+
+
+def report_answer(value: object) -> model.ReportAnswer:
+    """Read a conductor's answer to a report.
+
+    :raises nova_precache.exception.InvalidInput: a field is out of range; names it
+    """
+    get = mapping(value, 'the answer').get
+    return model.ReportAnswer(
+        time(get('now'), 'now'),
+        _non_negative(get('next_seconds'), 'next_seconds'),
+        flag(get('is_taken', True), 'is_taken'),
+    )
+
+
 def progress(value: object) -> model.Progress:
     """Read the progress of a job; accept an unknown status of a newer release.
 
@@ -241,9 +270,7 @@ def image_outcome(answer: object) -> model.ImageOutcome:
     maybe(whole, payload.get('bytes_total'), 'outcome.bytes_total', IMAGE_BYTES_MAX)
     maybe(whole, payload.get('gained_bytes'), 'outcome.gained_bytes', IMAGE_BYTES_MAX)
     flag(payload.get('at_once', False), 'outcome.at_once')
-    seconds = maybe(_seconds, payload.get('seconds'), 'outcome.seconds')
-    if seconds is not None and seconds < 0:
-        raise _invalid('outcome.seconds', seconds, 'a number of at least 0')
+    maybe(_non_negative, payload.get('seconds'), 'outcome.seconds')
     return model.ImageOutcome.from_wire(payload)
 
 
@@ -329,6 +356,13 @@ def _seconds(value: object, field: str) -> float:
     if type(value) is int or (type(value) is float and math.isfinite(value)):
         return float(max(-sys.maxsize, min(value, sys.maxsize)))
     raise _invalid(field, value, 'a number')
+
+
+def _non_negative(value: object, field: str) -> float:
+    seconds = _seconds(value, field)
+    if seconds < 0:
+        raise _invalid(field, value, 'a number of at least 0')
+    return seconds
 
 
 def _capabilities(value: object) -> Mapping[str, Any]:

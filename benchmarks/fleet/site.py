@@ -18,7 +18,7 @@ from nova_precache.cells import inventory, models as cell_models
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.db import requests
 from nova_precache.db.engine import models, schema, session as db_session
-from nova_precache.wiring import common, conductor as wiring_conductor
+from nova_precache.wiring import conductor as wiring_conductor, process as wiring_process
 
 CHUNK_ROWS = 1000
 FOR_EVER_SECONDS = 10 * 365 * 86400  # simulated computes send no reports
@@ -113,7 +113,8 @@ def opened(case: Case, database_url: str, transport_url: str = IN_MEMORY) -> Ite
         try:
             site = populate(case, database, transport_url)
             yield World(
-                wiring_conductor.ConductorParts(conf, database, common.exposition(conf)), site
+                wiring_conductor.ConductorParts(conf, database, wiring_process.exposition(conf)),
+                site,
             )
         finally:
             database.dispose()

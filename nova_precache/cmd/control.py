@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the API and the conductor, after their threads were chosen."""
+"""Run the API and the conductor, after their threads were chosen.
+
+Each imports its own parts alone: those of the API take some 20 MB, which a conductor does not use.
+"""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +12,7 @@ from oslo_config import cfg
 from nova_precache import backend, model
 from nova_precache.cmd import running
 from nova_precache.db.engine import schema, session, timeouts
-from nova_precache.wiring import api as wiring_api, common, conductor as wiring_conductor
+from nova_precache.wiring import common, process
 
 Build = Callable[[cfg.ConfigOpts, session.Database], Sequence[running.Running]]
 
@@ -23,12 +26,16 @@ def run_conductor() -> None:
 
 
 def _api(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[running.Running]:
+    from nova_precache.wiring import api as wiring_api
+
     reporter = common.new_reporter(conf, database, model.Binary.API)
     return [wiring_api.new_server(conf, database), reporter]
 
 
 def _conductor(conf: cfg.ConfigOpts, database: session.Database) -> Sequence[running.Running]:
-    exposed = common.exposition(conf)
+    from nova_precache.wiring import conductor as wiring_conductor
+
+    exposed = process.exposition(conf)
     conductor = wiring_conductor.new_conductor(conf, database, exposed)
     # The last to start is the first to stop: while a conductor stops, it counts as stopped.
     return [exposed, conductor, common.new_reporter(conf, database, model.Binary.CONDUCTOR)]

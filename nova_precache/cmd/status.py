@@ -16,7 +16,7 @@ from nova_precache.cells import novadb
 from nova_precache.cmd import reachability, running
 from nova_precache.db import standing
 from nova_precache.db.engine import errors, schema, session
-from nova_precache.wiring import common
+from nova_precache.wiring import common, process as wiring_process
 
 SHOWN = 5
 
@@ -197,7 +197,7 @@ def _differing(
     what: str, versions: Sequence[tuple[str, str | None]], advice: str
 ) -> upgradecheck.Result:
     """Name those that are of an earlier release, and those that are of a later one."""
-    own = version.Version(common.version())
+    own = version.Version(wiring_process.version())
     found = [(f'{name} ({text})', _parse(text)) for name, text in versions]
     older = [shown for shown, parsed in found if parsed is None or parsed < own]
     newer = [shown for shown, parsed in found if parsed is not None and parsed > own]

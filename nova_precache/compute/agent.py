@@ -9,12 +9,19 @@ from collections.abc import Callable
 import tenacity
 
 from nova_precache import concurrency, exception, files, model, outages, rpc
-from nova_precache.compute import cache_reporter, name as compute_name, reporter, transfers
+from nova_precache.compute import (
+    cache_reporter,
+    name as compute_name,
+    reporter,
+    reports as host_reports,
+    transfers,
+)
 from nova_precache.virt import driver as virt_driver
 
 LOG = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 1.0
+# The shortest interval between two reports.
+REPORT_SECONDS = 1.0
 REGISTER_STOP_SECONDS = 2.0
 STOP_SECONDS = 10.0
 # For the goodbye, from the start of the stop; a broker that is away holds it up for longer.
@@ -77,6 +84,7 @@ class ComputeAgent:
         new_server: Callable[[], rpc.Server],
         running: transfers.Transfers,
         images: cache_reporter.CacheReporter,
+        reports: host_reports.Reports,
         report_seconds: float,
         cache_seconds: float | None,
     ) -> None:
@@ -88,6 +96,7 @@ class ComputeAgent:
         self._server: rpc.Server | None = None
         self._transfers = running
         self._inventory = images
+        self._reports = reports
         self._stopping = threading.Event()
         self._registered = threading.Event()
         self._has_left = self._is_full_report_due = False
@@ -97,8 +106,8 @@ class ComputeAgent:
         )
         work: list[tuple[float, concurrency.Work]] = [
             (report_seconds, self.report_state),
-            (PROGRESS_SECONDS, self.report_progress),
-            (PROGRESS_SECONDS, self.report_images),
+            (min(REPORT_SECONDS, report_seconds), self.send_reports),
+            (REPORT_SECONDS, self.report_images),
         ]
         if cache_seconds is not None:
             work.append((cache_seconds, self.manage_image_cache))
@@ -137,6 +146,7 @@ class ComputeAgent:
         leaving = concurrency.in_background(self._say_goodbye, f'goodbye-{self.host}')
         leaving.join(GOODBYE_SECONDS)
         self._transfers.stop()
+        self._reports.close()
         if self._registering.ident is not None:
             self._registering.join(REGISTER_STOP_SECONDS)  # it may wait for a conductor's answer
         self._stop_soon(self._periodic, 'its periodic tasks are running')
@@ -201,7 +211,7 @@ class ComputeAgent:
         )
         for attempt in attempts:
             with attempt:
-                self._conductor.register(self.state())
+                self._reports.registered(self._conductor.register(self.state()))
         self._logged_refusal = None
         self._is_full_report_due = True  # the conductors may have recorded another machine's cache
 
@@ -241,24 +251,21 @@ class ComputeAgent:
         LOG.log(level, 'Host %s is not registered yet: %s', self.host, error)
 
     def report_state(self) -> None:
-        """Report to the conductors that this host is alive."""
+        """Report to the conductors that this host is alive, and the state of its cache."""
+        try:
+            self._reports.add_state(self.state())
+        except exception.PrecacheError as exc:
+            LOG.warning('Failed to read the state of host %s: %s', self.host, exc)
+
+    def send_reports(self) -> None:
+        """Send the state, the progress of each running transfer, and news of the cache."""
         if self._has_left:
             return
         try:
-            self._conductor.report_state(self.state())
+            self._reports.send()
         except exception.PrecacheError as exc:
             level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
             LOG.log(level, 'Failed to report the state of host %s: %s', self.host, exc)
-
-    def report_progress(self) -> None:
-        """Report the progress of each running transfer; the next report repeats a lost one."""
-        try:
-            for following in self._transfers.to_report():
-                self._conductor.report_progress(
-                    following.job_id, following.epoch, following.sequence, following.progress
-                )
-        except exception.PrecacheError as exc:
-            LOG.debug('Failed to report the progress of host %s: %s', self.host, exc)
 
     def report_images(self) -> None:
         """Report the cache inventory if it is due; after a registration, all of it."""

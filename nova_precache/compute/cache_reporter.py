@@ -9,6 +9,7 @@ counted for a full report, and at most once a minute after a change: there may b
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from nova_precache import model
 from nova_precache.compute import reporter
@@ -18,6 +19,13 @@ IMAGES_A_MESSAGE = 500  # of some 150 bytes each
 RECOUNT_SECONDS = 60.0
 
 _Images = Mapping[str, model.CachedImage]
+
+
+class Receiver(Protocol):
+    """Takes the reports to the conductors."""
+
+    def report_images(self, host: str, agent_id: str, news: reporter.CacheNews) -> None:
+        """Report the cache inventory; raise PrecacheError if that has to be repeated."""
 
 
 class CacheReporter:
@@ -34,7 +42,7 @@ class CacheReporter:
         host: str,
         agent_id: str,
         driver: virt_driver.ComputeDriver,
-        conductor: reporter.Reporter,
+        conductor: Receiver,
         changes_seconds: float,
         full_seconds: float,
         clock: Callable[[], float] = time.monotonic,

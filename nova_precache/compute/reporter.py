@@ -5,10 +5,12 @@ The compute imports nothing of the conductor; the wiring injects a client.
 """
 
 import dataclasses
+import datetime
 from collections.abc import Sequence
 from typing import Protocol
 
 from nova_precache import model
+from nova_precache.compute import transfers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +28,44 @@ class CacheNews:
     until: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class HostReport:
+    """All that is new on a host.
+
+    :ivar now: the database's time in the last answer of a conductor
+    :ivar seconds: since that answer
+    :ivar state: of the agent and its cache; None if it is not due
+    """
+
+    host: str
+    agent_id: str
+    now: datetime.datetime
+    seconds: float
+    state: model.Json | None
+    progress: Sequence[transfers.Following]
+    images: CacheNews | None
+
+
 class Reporter(Protocol):
     """The conductor, as a compute sees it. Each method raises PrecacheError if unreachable."""
 
-    def register(self, state: model.Json) -> None:
+    def register(self, state: model.Json) -> model.ReportAnswer | None:
         """Register this agent for its host, and map the host to the cell.
 
+        :returns: what the first :meth:`report` needs; None if conductors serve none
         :raises nova_precache.exception.AgentConflict: another agent has this host name
         """
+
+    def report(self, report: HostReport) -> model.ReportAnswer:
+        """Report all that is new; not retried.
+
+        A conductor sends ``register_again`` to an agent that is not registered.
+
+        :raises nova_precache.exception.CellUnreachable: no conductor has read it in time
+        """
+
+    def serves_reports(self) -> bool:
+        """Ask a conductor whether it serves :meth:`report`."""
 
     def report_state(self, state: model.Json) -> None:
         """Report that this agent is alive, and the state of its cache; not answered.

@@ -217,10 +217,16 @@ class Transfers:
             if not isinstance(self.refusal, exception.ShuttingDown):
                 self.refusal = None
 
+    def report_again(self) -> None:
+        """Report every transfer next, whether or not it has advanced: a report was lost."""
+        with self._lock:
+            for transfer in self._running.values():
+                transfer.reported = None
+
     def to_report(self) -> list[Following]:
         """Return the progress of every job whose transfer has advanced since the last time.
 
-        To be called about once a second. A download that stalls, or waits for a lock, is
+        A download that stalls, or waits for a lock, is
         reported only once, with rate 0: so the conductor learns that it does not move. Steps
         that have no progress of their own, but a time limit, are reported each time.
         """

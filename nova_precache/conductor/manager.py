@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nova_precache import context, deadline, exception, model, rpc, wire
-from nova_precache.cache import layout
 from nova_precache.cells import inventory
-from nova_precache.conductor import report_buffer, rpcapi
-from nova_precache.db import agents, caches, jobs
+from nova_precache.conductor import report_buffer, report_parts, rpcapi
+from nova_precache.db import agents, jobs
 
 LOG = logging.getLogger(__name__)
 
@@ -68,6 +67,8 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     :param check_access: checks, by job id and image id, that some request that wants the job
         may use the image, as ``conductor.job_access.JobAccess.check``
     :param max_hosts: maximum number of hosts of this cell whose agents may register
+    :param first_answer: returns what an agent needs for its first report; None: reports have no
+        topic of their own
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         token: Callable[[], str | None],
         check_access: Callable[[str, str], None] = lambda job_id, image_id: None,
         max_hosts: int = 20_000,
+        first_answer: Callable[[], model.ReportAnswer] | None = None,
     ) -> None:
         self._cell_uuid = cell_uuid
         self._inventory = aggregates
@@ -89,12 +91,18 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         self._token = token
         self._check_access = check_access
         self._max_hosts = max_hosts
+        self._first_answer = first_answer
         self._senders = wire.Senders(LOG)
         self._nameless: set[str] = set()
 
     @rpc.refuses(exception.InvalidInput, exception.AgentConflict, exception.HostNotMapped)
-    def register(self, ctxt: context.RequestContext, state: object = None, **unknown: Any) -> None:
-        """Accept an agent and map its host to this cell.
+    def register(
+        self, ctxt: context.RequestContext, state: object = None, **unknown: Any
+    ) -> model.Json:
+        """Accept an agent and map its host to this cell; return how it is to report.
+
+        The answer has ``reports``, as of a report on the reports' topic, which older conductors
+        do not serve.
 
         :raises nova_precache.exception.AgentConflict: the name is taken, here or in another cell
         :raises nova_precache.exception.HostNotMapped: Nova maps hosts, and has not mapped this one
@@ -107,6 +115,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         self._map(agent.host)
         self._agents.register(agent)
         LOG.info('Agent %s reports for host %s', agent.agent_id, agent.host)
+        return {'reports': self._first_answer and self._first_answer().to_wire()}
 
     def _map(self, host: str) -> None:
         try:
@@ -130,7 +139,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
 
     def ping(self, ctxt: context.RequestContext, **unknown: Any) -> str:
         """Record that the cell was heard, and return the version that is served."""
-        self._reports.hear(self._cell_uuid)
+        self._reports.hear(self._cell_uuid, rpcapi.TOPIC)
         return super().ping(ctxt)
 
     @rpc.refuses(exception.InvalidInput)
@@ -143,6 +152,7 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         """
         with self._refusing('a report', _host_of(state)):
             agent = wire.agent(state, self._cell_uuid)
+        self._reports.hear(self._cell_uuid, rpcapi.TOPIC)
         self._reports.add_state(agent)
 
     @rpc.refuses(exception.InvalidInput, exception.AgentConflict, exception.DatabaseUnavailable)
@@ -187,13 +197,8 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         :raises nova_precache.exception.InvalidInput: a field is out of range
         """
         with self._refusing_of_job('progress', job_id):
-            report = jobs.ProgressReport(
-                wire.identifier(job_id, 'job_id'),
-                wire.whole(epoch, 'epoch'),
-                wire.whole(sequence, 'sequence'),
-                wire.progress(progress),
-                self._cell_uuid,
-                wire.maybe(wire.text, agent_id, 'agent_id', wire.ID_MAX, 1),
+            report = report_parts.read_progress(
+                self._cell_uuid, job_id, epoch, sequence, progress, agent_id
             )
         self._reports.add_progress(report)
 
@@ -219,23 +224,14 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         with self._refusing('an inventory', host):
             name = wire.host(host)
             reporter = wire.text(agent_id, 'agent_id', wire.ID_MAX, 1)
-            files = [
-                wire.cached_image(name, image)
-                for image in wire.items(images, 'images', wire.FILES_MAX)
-            ]
-            gone = wire.items(removed, 'removed', wire.FILES_MAX)
-            report = caches.Report(
-                name,
-                [file for file in files if _is_name(file.name)],
-                [each for each in gone if _is_name(each)],
-                full=wire.flag(full, 'full'),
-                after=wire.maybe(wire.text, after, 'after', wire.FILE_NAME_MAX),
-                until=wire.maybe(wire.text, until, 'until', wire.FILE_NAME_MAX),
-                cell_uuid=self._cell_uuid,
-            )
-        if len(report.images) < len(files):
-            sender = f'host {name} of cell {self._cell_uuid}'
-            self._senders.refused('some images', sender, 'their names are not those of base files')
+            news = {
+                'images': images,
+                'removed': removed,
+                'full': full,
+                'after': after,
+                'until': until,
+            }
+            report = report_parts.read_images(self._cell_uuid, name, news, self._senders)
         self._reports.add_images(reporter, report)
 
     @rpc.refuses(exception.InvalidInput, exception.AgentConflict, exception.DatabaseUnavailable)
@@ -375,8 +371,3 @@ class CellEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
 
 def _host_of(state: object) -> object:
     return state.get('host') if isinstance(state, dict) else None
-
-
-def _is_name(name: object) -> bool:
-    """Return whether a file name is that of a base image and fits the column."""
-    return isinstance(name, str) and len(name) <= caches.NAME_MAX and layout.is_base_name(name)

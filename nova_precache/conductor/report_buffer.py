@@ -2,9 +2,11 @@
 """Buffers the reports of computes, so that they are written in bulk and not one by one."""
 
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from nova_precache import model
+from nova_precache.conductor import rpcapi
 from nova_precache.db import agents, caches, jobs
 
 # The report that reaches this number of buffered images writes all of them at once.
@@ -16,7 +18,11 @@ MAX_STATES = 50_000
 class ReportBuffer:
     """The reports since the last write; only the newest heartbeat per agent and progress per call.
 
-    :param note_heard: records the cells from which messages have arrived
+    A cell is heard while messages of all its topics arrive: its hosts would be silent on one of
+    them, without being down.
+
+    :param note_heard: records the cells that are heard
+    :param heard_seconds: how long a message shows that its topic is heard
     :param refuse: called with agents that reported but are not registered for their hosts
     :ivar dropped: number of heartbeats that were dropped, because their cell had sent too many
     """
@@ -28,31 +34,34 @@ class ReportBuffer:
         cache_store: caches.Caches,
         note_heard: Callable[[Collection[str]], None] = lambda cell_uuids: None,
         refuse: Callable[[Collection[model.Agent]], None] = lambda agents: None,
+        heard_seconds: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agents = agent_store
         self._jobs = job_store
         self._caches = cache_store
         self._note_heard = note_heard
         self._refuse = refuse
+        self._heard_seconds = heard_seconds
+        self._clock = clock
         self._lock = threading.Lock()
         self.dropped = 0
-        self._heard: set[str] = set()
+        self._heard: dict[str, dict[str, float]] = {}
         self._states: dict[str, dict[tuple[str, str], model.Agent]] = {}
         self._progress: dict[_Call, jobs.ProgressReport] = {}
         self._images: list[tuple[str, caches.Report]] = []
         self._images_count = 0
         self._writing_images = threading.Lock()
 
-    def hear(self, cell_uuid: str) -> None:
+    def hear(self, cell_uuid: str, topic: str) -> None:
         """Record that a message of a cell has arrived."""
         with self._lock:
-            self._heard.add(cell_uuid)
+            self._heard.setdefault(cell_uuid, {})[topic] = self._clock()
 
     def add_state(self, agent: model.Agent) -> None:
         """Buffer a heartbeat; drop one of a further agent if its cell has sent too many."""
         key = agent.host, agent.agent_id
         with self._lock:
-            self._heard.add(agent.cell_uuid)
             states = self._states.setdefault(agent.cell_uuid, {})
             if key in states or len(states) < MAX_STATES:
                 states[key] = agent
@@ -89,12 +98,20 @@ class ReportBuffer:
         """Write the buffered heartbeats, and which cells were heard."""
         with self._lock:
             states, self._states = self._states, {}
-            heard, self._heard = self._heard, set()
+            heard = self._heard_cells()
         reports = [agent for of_cell in states.values() for agent in of_cell.values()]
         if reports and (unregistered := self._agents.report(reports)):
             self._refuse(unregistered)
         if heard:  # only now: a conductor that cannot record heartbeats has not heard the cell
             self._note_heard(heard)
+
+    def _heard_cells(self) -> Collection[str]:
+        since = self._clock() - self._heard_seconds
+        return [
+            cell_uuid
+            for cell_uuid, topics in self._heard.items()
+            if all(topics.get(topic, since) > since for topic in rpcapi.CELL_TOPICS)
+        ]
 
     def write_progress(self) -> None:
         """Write the buffered progress."""

@@ -12,11 +12,14 @@ History:
   conductor ignores these arguments; ``confirm_job``
 * 1.3 - ``goodbye`` of a compute that stops
 * 1.4 - ``remove_image``, which the API calls
+* 1.5 - ``report`` on a topic of its own, if the answer to ``register`` has ``reports``; it
+  replaces ``report_state``, ``report_progress`` and ``report_images``
 
 A new minor version adds methods or arguments; a conductor ignores unknown arguments, and
 unknown keys of a state or a progress. Nothing works without 1.0, so no pin may be lower.
 """
 
+import datetime
 import threading
 import time
 from collections.abc import Callable
@@ -28,9 +31,14 @@ from nova_precache.compute import reporter
 TOPIC = 'precache_conductor'
 # A separate topic: on one broker, all servers of a topic share its queue, whatever they serve.
 API_TOPIC = 'precache_conductor_api'
-VERSION = '1.4'
+# A separate topic, too, so that questions of computes do not wait behind their reports.
+REPORTS_TOPIC = 'precache_reports'
+CELL_TOPICS = (TOPIC, REPORTS_TOPIC)
+VERSION = '1.5'
 OLDEST_VERSION = '1.0'
 WAKE_SECONDS = 2.0
+# A report that no conductor has taken within this time is dropped by the broker.
+REPORT_SECONDS = 5.0
 # A compute that has the whole image waits no longer before it publishes it.
 CONFIRM_SECONDS = 10.0
 # A compute that stops waits no longer to be recorded as stopped.
@@ -137,11 +145,44 @@ class ConductorReporter:
         self._clock = clock
         self._answered_at: float | None = None
         self._client = rpc.Client(transport, TOPIC, version_cap, retries=1)
+        self._reports = rpc.Client(transport, REPORTS_TOPIC, version_cap, retries=0)
         self._timeout_seconds = timeout_seconds
         self._is_inventory_kept: bool | None = None
 
-    def register(self, state: model.Json) -> None:
-        self._call('register', state=state)
+    def register(self, state: model.Json) -> model.ReportAnswer | None:
+        answer = self._call('register', state=state)
+        if answer is None or not self._reports.can_send('1.5'):
+            return None
+        reports = wire.mapping(answer, 'the answer').get('reports')
+        return None if reports is None else wire.report_answer(reports)
+
+    def serves_reports(self) -> bool:
+        return self._reports.can_send('1.5') and rpc.knows(
+            self._call('ping', timeout_seconds=REPORT_SECONDS), '1.5'
+        )
+
+    def report(self, report: reporter.HostReport) -> model.ReportAnswer:
+        answer = self._call(
+            'report',
+            '1.5',
+            client=self._reports,
+            timeout_seconds=REPORT_SECONDS,
+            host=report.host,
+            agent_id=report.agent_id,
+            sent={'now': _time(report.now), 'seconds': report.seconds},
+            state=report.state,
+            progress=[
+                {
+                    'job_id': each.job_id,
+                    'epoch': each.epoch,
+                    'sequence': each.sequence,
+                    'progress': _progress(each.progress),
+                }
+                for each in report.progress
+            ],
+            images=None if report.images is None else _news(report.images),
+        )
+        return wire.report_answer(answer)
 
     def report_state(self, state: model.Json) -> None:
         self._client.cast(context.admin_context(), 'report_state', '1.0', state=state)
@@ -157,12 +198,7 @@ class ConductorReporter:
             epoch=epoch,
             sequence=sequence,
             agent_id=self._agent_id,
-            progress={
-                'status': progress.status,
-                'bytes_done': progress.bytes_done,
-                'bytes_total': progress.bytes_total,
-                'rate_bytes': progress.rate_bytes,
-            },
+            progress=_progress(progress),
         )
 
     def report_images(self, host: str, agent_id: str, news: reporter.CacheNews) -> None:
@@ -180,11 +216,7 @@ class ConductorReporter:
             '1.1',
             host=host,
             agent_id=agent_id,
-            images=[_to_wire(image) for image in news.images],
-            removed=list(news.removed),
-            full=news.full,
-            after=news.after,
-            until=news.until,
+            **_news(news),
         )
 
     def begin_job(self, job_id: str, epoch: int, starts: bool) -> bool:
@@ -228,11 +260,12 @@ class ConductorReporter:
         method: str,
         version: str = '1.0',
         *,
+        client: rpc.Client | None = None,
         timeout_seconds: float | None = None,
         **arguments: Any,
     ) -> Any:
         try:
-            answer = self._client.call(
+            answer = (client or self._client).call(
                 context.admin_context(),
                 method,
                 version,
@@ -245,11 +278,34 @@ class ConductorReporter:
         return answer
 
 
-def _to_wire(image: model.CachedImage) -> model.Json:
+def _progress(progress: model.Progress) -> model.Json:
+    return {
+        'status': progress.status,
+        'bytes_done': progress.bytes_done,
+        'bytes_total': progress.bytes_total,
+        'rate_bytes': progress.rate_bytes,
+    }
+
+
+def _news(news: reporter.CacheNews) -> model.Json:
+    return {
+        'images': [_image(image) for image in news.images],
+        'removed': list(news.removed),
+        'full': news.full,
+        'after': news.after,
+        'until': news.until,
+    }
+
+
+def _image(image: model.CachedImage) -> model.Json:
     return {
         'name': image.name,
         'size_bytes': image.size_bytes,
         'disk_bytes': image.disk_bytes,
-        'touched_at': f'{image.touched_at.isoformat()}Z',
+        'touched_at': _time(image.touched_at),
         'used_by': image.used_by,
     }
+
+
+def _time(time: datetime.datetime) -> str:
+    return f'{time.isoformat()}Z'

@@ -15,6 +15,7 @@ from nova_precache.conductor import (
     manager,
     pin_loop,
     report_buffer,
+    report_endpoint as report_endpoints,
     rpcapi,
 )
 from nova_precache.db import jobs
@@ -45,11 +46,21 @@ class Periods:
 
 @dataclasses.dataclass(frozen=True)
 class _Served:
-    """A server, with its transport and topic."""
+    """The servers on one transport, by topic."""
+
+    servers: Mapping[str, rpc.Server]
+    transport: rpc.Transport
+
+    def stop(self) -> None:
+        concurrency.stop_all([_InTime(each, self.transport) for each in self.servers.values()])
+
+
+@dataclasses.dataclass(frozen=True)
+class _InTime:
+    """A server that is left running if it does not stop in time."""
 
     server: rpc.Server
     transport: rpc.Transport
-    topic: str
 
     def stop(self) -> None:
         if not concurrency.stop_within(PART_STOP_SECONDS, self.server):
@@ -75,6 +86,8 @@ class Conductor:
         api_transport: rpc.Transport,
         cell_transports: transports.CellTransports,
         cell_endpoint: Callable[[str], manager.CellEndpoint],
+        report_endpoint: Callable[[str], report_endpoints.ReportEndpoint],
+        correct_clock: Callable[[], None],
         periods: Periods,
         remove: manager.Remove,
     ) -> None:
@@ -88,6 +101,7 @@ class Conductor:
         self._api_transport = api_transport
         self._transports = cell_transports
         self._cell_endpoint = cell_endpoint
+        self._report_endpoint = report_endpoint
         self._remove = remove
         self._served: dict[str, _Served] = {}
         self._cell_names: dict[str, str] = {}
@@ -98,6 +112,7 @@ class Conductor:
                 (periods.progress_seconds, reports.write_progress),
                 (periods.heartbeat_seconds, reports.write_states),
                 (periods.heartbeat_seconds, self._probe_brokers),
+                (periods.heartbeat_seconds, correct_clock),
                 (periods.progress_seconds, reports.write_images),
                 (periods.cells_seconds, self.serve_all),
                 (PURGE_SECONDS, periods.purge),
@@ -153,7 +168,8 @@ class Conductor:
             self._in_background(self._served.pop(gone).stop)
         if API not in self._served:
             api = manager.ApiEndpoint(self._wake, self._remove)
-            self._serve(API, self._api_transport, rpcapi.API_TOPIC, api)
+            server = rpc.Server(self._api_transport, rpcapi.API_TOPIC, self._conductor_id, [api])
+            self._serve(API, self._api_transport, {rpcapi.API_TOPIC: server})
         for cell in enabled.values():
             try:
                 self._serve_cell(cell)
@@ -187,14 +203,23 @@ class Conductor:
         if served is not None:
             LOG.info('The broker of cell %s (%s) has changed', cell.name, cell.uuid)
             self._in_background(lambda: self._leave(served))
-        self._serve(cell.uuid, transport, rpcapi.TOPIC, self._cell_endpoint(cell.uuid))
+        questions = rpc.Server(
+            transport, rpcapi.TOPIC, self._conductor_id, [self._cell_endpoint(cell.uuid)]
+        )
+        reports = rpc.Server(
+            transport,
+            rpcapi.REPORTS_TOPIC,
+            self._conductor_id,
+            [self._report_endpoint(cell.uuid)],
+            report_endpoints.THREADS,
+        )
+        servers = {rpcapi.TOPIC: questions, rpcapi.REPORTS_TOPIC: reports}
+        self._serve(cell.uuid, transport, servers)
 
-    def _serve(
-        self, key: str, transport: rpc.Transport, topic: str, endpoint: rpc.Endpoint
-    ) -> None:
-        server = rpc.Server(transport, topic, self._conductor_id, [endpoint])
-        server.start_in_background()
-        self._served[key] = _Served(server, transport, topic)
+    def _serve(self, key: str, transport: rpc.Transport, servers: Mapping[str, rpc.Server]) -> None:
+        for server in servers.values():
+            server.start_in_background()
+        self._served[key] = _Served(servers, transport)
 
     def _leave(self, served: _Served) -> None:
         served.stop()
@@ -207,7 +232,7 @@ class Conductor:
     def _probe_brokers(self) -> None:
         """Probe which brokers are away or back; the probe also records the cell as heard."""
         for served in list(self._served.values()):
-            served.transport.probe_in_background(served.topic)
+            served.transport.probe_in_background(*served.servers)
 
     def _renew(self) -> None:
         held = self._jobs.renew(self._conductor_id)

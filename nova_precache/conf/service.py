@@ -36,7 +36,12 @@ must be the host name that nova-compute uses.
         'report_interval',
         default=10,
         min=0.1,
-        help='Seconds between two reports of a compute, a conductor or an API that it runs.',
+        help="""
+Seconds between two reports of a compute, a conductor or an API that it runs. A
+compute also reports while transfers move: each second, or less often if the
+conductors hear many hosts, at the latest after this time, a quarter of
+``service_down_time`` or 10 seconds.
+""",
     ),
     cfg.FloatOpt(
         'service_down_time',

@@ -22,7 +22,8 @@ Nova's compute RPC API, such as 5.4, which is the oldest that caches images.
         'conductor',
         help="""
 Highest version of the conductor RPC API to send; the lowest is 1.0. Read by the
-API and by computes. ``auto`` has the same effect as unset.
+API and by computes. Below 1.5 a compute sends each kind of news as a message of
+its own. ``auto`` has the same effect as unset.
 """,
     ),
 ]

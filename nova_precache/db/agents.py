@@ -36,6 +36,10 @@ HOSTS = pages.Listing(
 )
 _ALL = pages.Page()
 _REPORTS: dict[str, object] = {name: sa.bindparam(f'to_{name}') for name in _REPORTED}
+# An older agent's report has no time: it counts as sent when it is written.
+_SENT_AT = sa.func.coalesce(
+    sa.bindparam('to_seen_at', type_=sa.DateTime()), db_session.database_now()
+)
 # Built once: each host reports every few seconds.
 _REPORT = (
     sa.update(_AGENT)
@@ -45,8 +49,10 @@ _REPORT = (
         _AGENT.c.cell_uuid == sa.bindparam('of_cell'),
         # A report may arrive after the goodbye.
         sa.not_(standing.is_stopped(models.Agent)),
+        # Or after a later one, through another conductor; the database's clock may be put back.
+        sa.or_(_AGENT.c.seen_at <= _SENT_AT, _AGENT.c.seen_at > db_session.database_now()),
     )
-    .values(seen_at=db_session.database_now(), **_REPORTS)
+    .values(seen_at=_SENT_AT, **_REPORTS)
 )
 # Why the state of a silent host is not known.
 UNHEARD = 'no conductor is connected to its cell'
@@ -79,12 +85,12 @@ class Agents:
             ) from exc
 
     def report(self, agents: Collection[model.Agent]) -> Sequence[model.Agent]:
-        """Write reports in bulk; return the agents that are not registered for their hosts.
+        """Write reports in chunks; return the agents that are not registered for their hosts.
 
         Their reports change nothing: they have to register, as after the restore of an older
         database, or another agent has their name. A late report of an agent that has stopped
-        changes nothing, either. A report that the database refuses is skipped,
-        and its host is named in the log.
+        changes nothing, either. A host was seen when its report was sent. A report that the
+        database refuses is skipped, and its host is named in the log.
         """
 
         def work(session: orm.Session, some: Sequence[model.Agent]) -> Sequence[model.Agent]:
@@ -93,6 +99,7 @@ class Agents:
                     'of_host': agent.host,
                     'of_agent': agent.agent_id,
                     'of_cell': agent.cell_uuid,
+                    'to_seen_at': agent.seen_at,
                     **{f'to_{name}': value for name, value in _reported(agent).items()},
                 }
                 for agent in some
@@ -109,8 +116,12 @@ class Agents:
             return self._database.write(lambda session: work(session, some))
 
         ordered = sorted(agents, key=lambda each: each.host)  # one order for all
-        strangers = db_session.in_bulk(ordered, write, self._refuse)
-        return [agent for some in strangers for agent in some]
+        return [
+            stranger
+            for some in db_session.chunks(ordered)
+            for strangers in db_session.in_bulk(some, write, self._refuse)
+            for stranger in strangers
+        ]
 
     def stop(self, host: str, agent_id: str, cell_uuid: str, boot_id: str | None) -> None:
         """Record that an agent has stopped: until it registers again, its host is down.

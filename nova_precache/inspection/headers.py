@@ -2,17 +2,19 @@
 """Rules for the header of an image.
 
 They need only the first bytes of an image, so they are applied while it arrives, and once
-more to the whole file.
+more to the whole file. The functions import the inspectors, as in ``content``.
 """
 
 import re
 import struct
 from collections.abc import Sequence
-
-from oslo_utils.imageutils import format_inspector
+from typing import TYPE_CHECKING
 
 from nova_precache import exception
 from nova_precache.inspection.content import Content
+
+if TYPE_CHECKING:
+    from oslo_utils.imageutils import format_inspector
 
 _AMAZON_FORMATS = frozenset({'ami', 'ari', 'aki'})
 # Values of Glance's disk_format that qemu reads as raw.
@@ -54,6 +56,8 @@ def check_format(content: Content, disk_format: str) -> None:
 
 def is_read(content: Content) -> bool:
     """Return whether the parts that :func:`check_header` examines were received."""
+    from oslo_utils.imageutils import format_inspector
+
     inspector = content.inspector
     if isinstance(inspector, format_inspector.VMDKInspector):
         return inspector.region('descriptor').complete
@@ -65,6 +69,8 @@ def check_header(content: Content, vmdk_allowed_types: Sequence[str]) -> None:
 
     :raises nova_precache.exception.UnsafeImage: with the finding
     """
+    from oslo_utils.imageutils import format_inspector
+
     inspector = content.inspector
     if isinstance(inspector, format_inspector.VMDKInspector):
         _check_vmdk(inspector, vmdk_allowed_types)
@@ -74,18 +80,20 @@ def check_header(content: Content, vmdk_allowed_types: Sequence[str]) -> None:
         _check_qcow2(inspector)
 
 
-def _check_qcow2(inspector: format_inspector.QcowInspector) -> None:
+def _check_qcow2(inspector: 'format_inspector.QcowInspector') -> None:
     header = inspector.region('header').data
     if struct.unpack_from('>I', header, _QCOW2_CRYPT_METHOD) != (0,):
         raise exception.UnsafeImage('it is encrypted')
 
 
-def _check_vmdk(inspector: format_inspector.VMDKInspector, allowed_types: Sequence[str]) -> None:
+def _check_vmdk(inspector: 'format_inspector.VMDKInspector', allowed_types: Sequence[str]) -> None:
     """Check the descriptor: the library checks the end of some VMDKs later.
 
     qemu uses the extents that the descriptor names if there is only a descriptor, or if the
     header has no capacity.
     """
+    from oslo_utils.imageutils import format_inspector
+
     try:
         inspector.check_descriptor()
     except format_inspector.SafetyViolation as exc:
@@ -106,6 +114,8 @@ def virtual_size_bytes(content: Content) -> int | None:
     For a VHD it is the least that qemu may find: qemu uses the geometry or the current size,
     depending on the program that made the image.
     """
+    from oslo_utils.imageutils import format_inspector
+
     inspector = content.inspector
     if inspector is None or content.name in ('gpt', 'iso') or not is_read(content):
         return None

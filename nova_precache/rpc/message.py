@@ -9,6 +9,7 @@ import oslo_messaging as messaging
 from nova_precache import context, exception
 
 AUTO = 'auto'
+_VERSION = r'[0-9]{1,5}\.[0-9]{1,5}'
 
 
 class ContextSerializer(messaging.NoOpSerializer):  # type: ignore[misc]
@@ -46,13 +47,21 @@ def version_cap(option: str, pin: str | None, newest: str, oldest: str = '0.0') 
     if not pin or pin == AUTO:
         return None
     shown = f'[upgrade_levels] {option} = {pin}'
-    if not re.fullmatch(r'[0-9]{1,5}\.[0-9]{1,5}', pin):
+    if not re.fullmatch(_VERSION, pin):
         raise exception.ConfigError(f'{shown} is neither {AUTO} nor a version such as {newest}')
     if parse_version(pin) < parse_version(oldest):
         raise exception.ConfigError(f'{shown} is too low, the oldest version is {oldest}')
     if parse_version(pin)[0] > parse_version(newest)[0]:
         raise exception.ConfigError(f'{shown} is not known, the newest version is {newest}')
     return pin
+
+
+def knows(answer: object, version: str) -> bool:
+    """Return whether a service that answered ``ping`` serves this minor version."""
+    if not isinstance(answer, str) or not re.fullmatch(_VERSION, answer):
+        return False  # of the first release, which answers nothing
+    served, asked = parse_version(answer), parse_version(version)
+    return served[0] == asked[0] and served[1] >= asked[1]
 
 
 def parse_version(text: str) -> tuple[int, int]:

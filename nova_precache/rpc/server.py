@@ -13,7 +13,7 @@ import oslo_messaging as messaging
 import tenacity
 from oslo_messaging.rpc import server as rpc_server
 
-from nova_precache import context, exception, wire
+from nova_precache import backend, concurrency, context, exception, wire
 from nova_precache.rpc import errors, message as messages, transport as transports
 
 LOG = logging.getLogger(__name__)
@@ -49,14 +49,23 @@ def refuses(*errors: type[Exception]) -> Callable[[Method], Method]:
 
 
 class Server:
-    """Serves endpoints on a topic, each call in its own thread."""
+    """Serves endpoints on a topic, each call in its own thread.
+
+    :param threads: largest number of calls at once; None: ``[DEFAULT] executor_thread_pool_size``
+    """
 
     def __init__(
-        self, transport: transports.Transport, topic: str, name: str, endpoints: Sequence[object]
+        self,
+        transport: transports.Transport,
+        topic: str,
+        name: str,
+        endpoints: Sequence[object],
+        threads: int | None = None,
     ) -> None:
         self._transport = transport
+        self._threads = threads
         self._new_server = functools.partial(
-            rpc_server.RPCServer,
+            _RPCServer,
             transport.serving,
             messaging.Target(exchange=transport.exchange, topic=topic, server=name),
             _Dispatcher(endpoints, transport.outage.name),
@@ -94,7 +103,7 @@ class Server:
     def _try_to_start(self) -> None:
         server = self._new_server()
         with self._transport.noted(), errors.translate_errors('an RPC server'):
-            server.start()
+            server.start(override_pool_size=self._threads)
         with self._lock:
             self._serving = server
             is_late = self._stopping.is_set()
@@ -105,6 +114,15 @@ class Server:
         error = None if state.outcome is None else state.outcome.exception()
         if error is not None:
             LOG.error('Starting an RPC server failed', exc_info=error)
+
+
+class _RPCServer(rpc_server.RPCServer):  # type: ignore[misc]
+    """Serves with as many threads as calls are in progress; oslo.messaging keeps its 64."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if self.executor_type == backend.Backend.THREADING:
+            self._executor_cls = concurrency.ThreadPool
 
 
 def _close(server: Any) -> None:

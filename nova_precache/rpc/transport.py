@@ -15,15 +15,16 @@ import contextlib
 import functools
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
 import oslo_messaging as messaging
 from oslo_config import cfg
+from oslo_messaging import transport as raw_transport
 
 from nova_precache import context, exception, outages
-from nova_precache.rpc import errors, message
+from nova_precache.rpc import errors, message, shared_connection
 
 T = TypeVar('T')
 
@@ -52,6 +53,8 @@ class Transport:
     until then: for a server's answers without a limit, so that a call on the same connections
     that should fail soon would wait until the broker is back. Probes have their own
     connections, too: a connection that is in use all the time is never reconnected.
+
+    An agent has one transport for all of them, see ``shared_connection``.
 
     :param hosts: number of hosts of the broker's cluster in its URL
     :param outage: logs when the broker is unavailable
@@ -126,8 +129,8 @@ class Transport:
             with self.noted():
                 _wait(self._begin_probe(), seconds)
 
-    def probe_in_background(self, topic: str) -> None:
-        """Cast a ping, which a server of the topic receives while the broker delivers messages.
+    def probe_in_background(self, *topics: str) -> None:
+        """Cast pings, which servers of the topics receive while the broker delivers messages.
 
         Servers of every release know it. The result is recorded for the log. Call this every
         few seconds: after failures it skips some calls, so that oslo.messaging can reconnect.
@@ -136,21 +139,22 @@ class Transport:
             is_pausing = self._pauses > 0
             self._pauses -= int(is_pausing)
         if not is_pausing:
-            self._begin_probe(topic)
+            self._begin_probe(topics)
 
-    def _begin_probe(self, topic: str = PROBE_TOPIC) -> 'futures.Future[None]':
+    def _begin_probe(self, topics: Sequence[str] = (PROBE_TOPIC,)) -> 'futures.Future[None]':
         """Start a probe unless one is running, which may last until the broker is back."""
         with self._lock:
             if self._probe is None or self._probe.done():
-                work = functools.partial(self._use, functools.partial(self._send_probe, topic))
+                work = functools.partial(self._use, functools.partial(self._send_probe, topics))
                 self._probe = _in_background(context.admin_context(), work)
             return self._probe
 
-    def _send_probe(self, topic: str) -> None:
+    def _send_probe(self, topics: Sequence[str]) -> None:
         try:
             with self.noted(), errors.translate_errors('ping'):
-                # First a cast, which fails at a dead broker.
-                self._prober(topic).cast(context.admin_context(), 'ping')
+                # First casts, which fail at a dead broker.
+                for topic in topics:
+                    self._prober(topic).cast(context.admin_context(), 'ping')
                 if not self._is_ready_for_replies:
                     with contextlib.suppress(messaging.MessageUndeliverable):
                         prober = self._prober(PROBE_TOPIC, must_arrive=True)
@@ -176,10 +180,14 @@ class Transport:
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
         """Record for the log whether the broker could be used."""
+        began_at = self.outage.clock()
         try:
             yield
         except (exception.CellUnreachable, exception.ConfigError) as exc:
             self.outage.began(exc)
+            raise
+        except TimeoutError:  # the broker took the message, and no server answered
+            self._answered_at = max(began_at, self._answered_at or began_at)
             raise
         else:
             self._answered_at = self.outage.clock()
@@ -239,7 +247,7 @@ class Transport:
         """Close in the background: closing a connection to a dead broker may take long."""
         if self.exchange is not None:
             return  # in memory: closing one transport empties the exchanges of all
-        for raw in (self.calling, self.serving, self._probing):
+        for raw in {self.calling, self.serving, self._probing}:
             threading.Thread(target=raw.cleanup, name='transport-close', daemon=True).start()
 
 
@@ -264,10 +272,18 @@ def _wait(result: 'futures.Future[T]', seconds: float) -> T:
     return result.result()
 
 
-def connect(conf: cfg.ConfigOpts, url: str | None = None, whose: str = OWN_BROKER) -> Transport:
+def connect(
+    conf: cfg.ConfigOpts,
+    url: str | None = None,
+    whose: str = OWN_BROKER,
+    *,
+    shares_connections: bool = False,
+) -> Transport:
     """Create the transport for ``url`` or ``[DEFAULT] transport_url``; it connects on first use.
 
     :param whose: shown in the log beside the URL, and in an error
+    :param shares_connections: use as few connections as possible, for a process that receives
+        little and does not probe its broker
     :raises nova_precache.exception.ConfigError: the URL cannot be used
     """
     if (problem := url_problem(conf, url or conf.transport_url)) is not None:
@@ -275,10 +291,13 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None, whose: str = OWN_BROKE
     try:
         parsed = messaging.TransportURL.parse(conf, url)
         # Each connects on first use.
-        calling, serving, probing = (
-            messaging.get_rpc_transport(conf, url=parsed, allowed_remote_exmods=[])
-            for _ in range(3)
-        )
+        if shares_connections and not is_in_memory(str(parsed)):
+            calling = serving = probing = _sharing(conf, parsed)
+        else:
+            calling, serving, probing = (
+                messaging.get_rpc_transport(conf, url=parsed, allowed_remote_exmods=[])
+                for _ in range(3)
+            )
     except (messaging.InvalidTransportURL, messaging.DriverLoadFailure, ValueError) as exc:
         raise exception.ConfigError(
             f'{_option(whose)} cannot be used: {type(exc).__name__}'
@@ -290,7 +309,14 @@ def connect(conf: cfg.ConfigOpts, url: str | None = None, whose: str = OWN_BROKE
     return Transport(calling, serving, exchange_of(parsed), hosts, outage, probing)
 
 
-def connect_own(conf: cfg.ConfigOpts) -> Transport:
+def _sharing(conf: cfg.ConfigOpts, url: messaging.TransportURL) -> messaging.Transport:
+    driver = shared_connection.SharedConnectionDriver(
+        conf, url, default_exchange=conf.control_exchange, allowed_remote_exmods=[]
+    )
+    return raw_transport.RPCTransport(driver)
+
+
+def connect_own(conf: cfg.ConfigOpts, *, shares_connections: bool = False) -> Transport:
     """Connect to ``[DEFAULT] transport_url``; raise if its broker refuses this service.
 
     An unavailable broker is no error: the service waits for it in the background.
@@ -298,9 +324,10 @@ def connect_own(conf: cfg.ConfigOpts) -> Transport:
     :raises nova_precache.exception.ConfigError: the URL cannot be used, or the broker refuses
         the user, the password or the virtual host
     """
-    transport = connect(conf)
-    # On separate connections: a server such as uWSGI may fork before it uses those above.
-    trial = connect(conf)
+    transport = connect(conf, shares_connections=shares_connections)
+    # On separate connections: a server such as uWSGI may fork before it uses those above. An agent
+    # is not forked, and the queue for the answers of thousands of trials would stay for a while.
+    trial = transport if shares_connections else connect(conf)
     trial.outage = transport.outage
     try:
         trial.probe(REFUSAL_SECONDS)
@@ -310,7 +337,8 @@ def connect_own(conf: cfg.ConfigOpts) -> Transport:
     except exception.CellUnreachable:
         pass  # already logged as an outage
     finally:
-        trial.retire()
+        if trial is not transport:
+            trial.retire()
     return transport
 
 

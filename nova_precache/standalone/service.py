@@ -37,6 +37,7 @@ from nova_precache.wiring import (
     common,
     compute as wiring_compute,
     conductor as wiring_conductor,
+    process as wiring_process,
 )
 from nova_precache.wsgi import server
 
@@ -164,7 +165,7 @@ class Standalone:
         self._database = session.connect(conf)
         schema.sync(self._database)
         self._map_cells(self._database)
-        self._exposed = common.exposition(conf)
+        self._exposed = wiring_process.exposition(conf)
         self._exposed.start()
         self._conductor = wiring_conductor.new_conductor(conf, self._database, self._exposed)
         self._conductor.start()

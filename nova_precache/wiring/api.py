@@ -11,14 +11,14 @@ from nova_precache.cells import names, novadb
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.db import hearing, jobs, pins, request_actions
 from nova_precache.db.engine import session as db_session
-from nova_precache.wiring import agents, common, computes, images, stock
+from nova_precache.wiring import agents, common, computes, images, process, stock
 from nova_precache.wsgi import origins, server
 
 
 def application(conf: cfg.ConfigOpts, database: db_session.Database) -> server.Application:
     """Build the WSGI application."""
     transport = rpc.connect_own(conf)
-    conductor = conductor_rpcapi.ConductorAPI(transport, common.conductor_cap(conf))
+    conductor = conductor_rpcapi.ConductorAPI(transport, process.conductor_cap(conf))
     aggregates = novadb.open_inventory(conf, database)
     cells = names.CellNames(aggregates)
     services = request.Services(

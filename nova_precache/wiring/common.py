@@ -1,51 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the objects that more than one service needs."""
-
-from importlib import metadata
+"""Builds the objects that more than one process with a database needs."""
 
 from oslo_config import cfg
 
-from nova_precache import metrics, model, rpc, service_reporter
+from nova_precache import model, service_reporter
 from nova_precache.cells import names
-from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.conf import image_cache
 from nova_precache.db import agents, caches, explanations, requests, services
 from nova_precache.db.engine import session as db_session
+from nova_precache.wiring import process
 
 # A compute reports progress every second.
 _LATE_PROGRESS_SECONDS = 1.5
 
 
-def version() -> str:
-    """Return the version of this installation."""
-    return metadata.version('nova-precache')
-
-
 def is_stock(conf: cfg.ConfigOpts) -> bool:
     """Return whether the stock nova-compute of each host caches the images."""
     return bool(conf.image_cache.compute_backend == image_cache.NOVA)
-
-
-def conductor_cap(conf: cfg.ConfigOpts) -> str | None:
-    """Return the highest RPC version to call conductors with, None if not pinned.
-
-    :raises nova_precache.exception.ConfigError: it is pinned to an invalid version
-    """
-    newest, oldest = conductor_rpcapi.VERSION, conductor_rpcapi.OLDEST_VERSION
-    return rpc.version_cap('conductor', conf.upgrade_levels.conductor, newest, oldest)
-
-
-def exposition(conf: cfg.ConfigOpts) -> metrics.Exposition:
-    """Build the metrics endpoint of this process, which serves if a port is set."""
-    return metrics.Exposition(conf.metrics.bind_host, conf.metrics.port, version())
-
-
-def silent_seconds(interval_seconds: float) -> float:
-    """Return the time without an answer after which a broker counts as away.
-
-    :param interval_seconds: of the messages to it, some of which may be late
-    """
-    return max(15.0, 3 * interval_seconds)
 
 
 def request_store(conf: cfg.ConfigOpts, database: db_session.Database) -> requests.Requests:
@@ -77,7 +48,7 @@ def new_reporter(
         service_store(conf, database),
         binary,
         conf.host,
-        version(),
+        process.version(),
         conf.report_interval,
         first_seconds,
     )

@@ -14,12 +14,13 @@ from nova_precache.compute import (
     manager,
     metrics,
     name as compute_name,
+    reports as host_reports,
     rpcapi,
     transfers,
 )
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.virt import driver as virt_driver
-from nova_precache.wiring import common, images
+from nova_precache.wiring import images, process
 
 
 def new_agent(
@@ -35,21 +36,27 @@ def new_agent(
     """
     identity = _identity(conf)
     name = compute_name.Name(identity['host'], identity['agent_id'])
-    transport = rpc.connect_own(conf)
+    transport = rpc.connect_own(conf, shares_connections=True)
     reporter = conductor_rpcapi.ConductorReporter(
-        transport, common.conductor_cap(conf), conf.rpc_response_timeout, name.agent_id
+        transport, process.conductor_cap(conf), conf.rpc_response_timeout, name.agent_id
     )
     driver = virt_driver.load_driver(conf.compute_driver, conf)
     conf.register_mutate_hook(lambda changed, fresh: driver.options_changed(changed))
     running = transfers.Transfers()
-    measured = (computes or metrics.ComputeMetrics(common.exposition(conf).registry)).host(
+    measured = (computes or metrics.ComputeMetrics(process.exposition(conf).registry)).host(
         conf.host, driver.cache_report
+    )
+    reports = host_reports.Reports(
+        name,
+        reporter,
+        running,
+        _report_interval(conf),
     )
     inventory = cache_reporter.CacheReporter(
         host=conf.host,
         agent_id=identity['agent_id'],
         driver=driver,
-        conductor=reporter,
+        conductor=reports,
         changes_seconds=conf.report_interval,
         full_seconds=conf.image_cache.inventory_interval_seconds,
     )
@@ -70,6 +77,7 @@ def new_agent(
         new_server=lambda: rpc.Server(transport, rpcapi.TOPIC, conf.host, [endpoint]),
         running=running,
         images=inventory,
+        reports=reports,
         report_seconds=conf.report_interval,
         cache_seconds=agent.cache_seconds(conf.image_cache.manager_interval),
     )
@@ -79,10 +87,16 @@ def new_agent(
             transport,
             reporter,
             driver,
-            common.silent_seconds(conf.report_interval),
+            process.silent_seconds(conf.report_interval),
         )
         healthy.add(f'compute {conf.host}', checks.check)
     return compute
+
+
+def _report_interval(conf: cfg.ConfigOpts) -> host_reports.Interval:
+    """Keep the host up, and its transfers moving, if a report is lost now and then."""
+    longest = min(conf.report_interval, conf.service_down_time / 4, model.LONGEST_REPORT_SECONDS)
+    return host_reports.Interval(min(agent.REPORT_SECONDS, longest), float(longest))
 
 
 def _identity(conf: cfg.ConfigOpts) -> model.Json:
@@ -94,5 +108,5 @@ def _identity(conf: cfg.ConfigOpts) -> model.Json:
         'host': host,
         'agent_id': agent.agent_id(pathlib.Path(conf.state_path)),
         'boot_id': str(uuid.uuid4()),
-        'version': common.version(),
+        'version': process.version(),
     }

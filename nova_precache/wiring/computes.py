@@ -7,8 +7,7 @@ from typing import Protocol
 from oslo_config import cfg
 
 from nova_precache import model, rpc
-from nova_precache.api import request
-from nova_precache.cells import breaker, inventory, transports
+from nova_precache.cells import breaker, inventory, novahosts, transports
 from nova_precache.conductor import (
     database_wait,
     host_worker,
@@ -19,7 +18,7 @@ from nova_precache.conductor import (
     report_buffer,
     tracker,
 )
-from nova_precache.db import jobs, request_actions, statistics
+from nova_precache.db import agents as db_agents, jobs, request_actions, statistics
 from nova_precache.db.engine import session as db_session
 from nova_precache.wiring import agents, common, stock
 
@@ -83,7 +82,7 @@ def host_counter(
 
 def host_store(
     conf: cfg.ConfigOpts, database: db_session.Database, aggregates: inventory.Inventory
-) -> request.AgentStore:
+) -> novahosts.NovaHosts | db_agents.Agents:
     """Open the store from which the API shows hosts."""
     if common.is_stock(conf):
         return stock.host_store(conf, database, aggregates)

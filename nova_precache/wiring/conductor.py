@@ -20,16 +20,19 @@ from nova_precache.conductor import (
     lifecycle,
     manager,
     metrics as conductor_metrics,
+    pace,
     pin_loop,
     pins as conductor_pins,
     planning,
     report_buffer,
+    report_endpoint,
     retry,
     service,
     tracker,
 )
 from nova_precache.db import (
     caches,
+    clock,
     hearing,
     jobs,
     outbox,
@@ -40,7 +43,7 @@ from nova_precache.db import (
 )
 from nova_precache.db.engine import session as db_session
 from nova_precache.notifications import emitter
-from nova_precache.wiring import common, computes, images
+from nova_precache.wiring import common, computes, images, process
 
 
 def new_conductor(
@@ -52,7 +55,7 @@ def new_conductor(
 
     :param exposed: the metrics of this process, which the caller serves
     """
-    return ConductorParts(conf, database, exposed or common.exposition(conf)).conductor()
+    return ConductorParts(conf, database, exposed or process.exposition(conf)).conductor()
 
 
 class ConductorParts:
@@ -90,7 +93,10 @@ class ConductorParts:
             caches.Caches(database),
             note_heard=self.hearings.note,
             refuse=self.backend.refuse,
+            heard_seconds=common.hearing_gap_seconds(conf),
         )
+        self.clock = clock.DatabaseClock(database)
+        self.pace = pace.Pace()
         exposed.registry.register(conductor_metrics.ReportCollector(self.reports))
         self.actions = request_actions.RequestActions(database)
         self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute
@@ -148,6 +154,8 @@ class ConductorParts:
             api_transport=self.api_transport,
             cell_transports=self.transports,
             cell_endpoint=self._cell_endpoint,
+            report_endpoint=self._report_endpoint,
+            correct_clock=self.clock.correct,
             periods=service.Periods(
                 lease_seconds=options.claim_lease_seconds,
                 progress_seconds=options.progress_write_interval_seconds,
@@ -163,7 +171,7 @@ class ConductorParts:
         checks = health.ConductorHealth(
             self.database.ping,
             conductor.brokers,
-            common.silent_seconds(options.heartbeat_write_interval_seconds),
+            process.silent_seconds(options.heartbeat_write_interval_seconds),
         )
         self.health.add('conductor', checks.check)
         return conductor
@@ -273,7 +281,11 @@ class ConductorParts:
             token=lambda: self.images.token(fresh=True),
             check_access=job_access.JobAccess(self.jobs, self.images, self.tracker).check,
             max_hosts=self.conf.conductor.max_hosts_per_cell,
+            first_answer=functools.partial(report_endpoint.first_answer, self.clock, self.pace),
         )
+
+    def _report_endpoint(self, cell_uuid: str) -> report_endpoint.ReportEndpoint:
+        return report_endpoint.ReportEndpoint(cell_uuid, self.reports, self.clock, self.pace)
 
 
 def _retry_policy(conf: cfg.ConfigOpts) -> retry.RetryPolicy:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nova_precache import conf as configuration, exception, model
-from nova_precache.compute import agent
+from nova_precache.compute import agent, reporter as compute_reporter
 from nova_precache.db import agents
 from nova_precache.db.engine import session
 from nova_precache.wiring import compute as wiring_compute
@@ -148,7 +148,7 @@ def test_superseded_agent_returns_without_restart(
 
     # Its reports are lost while its transfer runs.
     with monkeypatch.context() as cut:
-        cut.setattr(type(own._conductor), 'report_state', _only_others(own))
+        cut.setattr(type(own._conductor), 'report', _only_others(own))
         other = twin(host)
         assert other.wait_registered(60)
     wait_until(lambda: not own.wait_registered(0), 'it knows that it lost its name')
@@ -174,16 +174,16 @@ def test_superseded_agent_returns_without_restart(
     assert host.base_path(third).exists()
 
 
-def _only_others(own: agent.ComputeAgent) -> Callable[..., None]:
-    """Wrap the report of state so that it loses the reports of one agent."""
-    reporter, send = own._conductor, type(own._conductor).report_state
+def _only_others(own: agent.ComputeAgent) -> Callable[..., model.ReportAnswer]:
+    """Wrap the call of a report so that it loses the reports of one agent."""
+    reporter, send = own._conductor, type(own._conductor).report
 
-    def report_state(self: Any, state: model.Json) -> None:
+    def report(self: Any, news: compute_reporter.HostReport) -> model.ReportAnswer:
         if self is reporter:
             raise exception.CellUnreachable('the link is cut')
-        send(self, state)
+        return send(self, news)
 
-    return report_state
+    return report
 
 
 def test_cell_without_reporting_hosts_stays_heard(started: Started, known: agents.Agents) -> None:

@@ -5,14 +5,19 @@ import contextlib
 import logging
 import os
 import sqlite3
+import threading
 from typing import Any
 
 import pytest
 import requests
 
 from nova_precache import context, model, rpc
-from nova_precache.compute import manager, rpcapi as compute_rpcapi
-from nova_precache.conductor import manager as conductor_manager
+from nova_precache.compute import manager, reports, rpcapi as compute_rpcapi
+from nova_precache.conductor import (
+    manager as conductor_manager,
+    report_endpoint,
+    rpcapi as conductor_rpcapi,
+)
 from nova_precache.wiring import compute as wiring_compute, conductor as wiring_conductor
 from tests import gateway as site_link
 from tests.conftest import UploadImage
@@ -23,6 +28,7 @@ from tests.service import wait_until
 MIB = 1024**2
 BIG = 16 * MIB
 COMPUTE, CONDUCTOR = manager.ComputeManager, conductor_manager.CellEndpoint
+REPORTS = report_endpoint.ReportEndpoint
 
 
 class ComputeOf10(rpc.Endpoint, version='1.0'):
@@ -104,6 +110,38 @@ class ConductorOf10(rpc.Endpoint, version='1.0'):
         return self._works.get_token(ctxt)
 
 
+class ConductorOf14(CONDUCTOR, version='1.4'):  # type: ignore[misc, valid-type]
+    """A conductor that takes each kind of news by itself, and answers no report."""
+
+    def register(self, *call: Any, **more: Any) -> None:  # type: ignore[override]
+        super().register(*call, **more)
+
+
+class ConductorInTurns(CONDUCTOR, version=conductor_rpcapi.VERSION):  # type: ignore[misc, valid-type]
+    """A conductor of this release while ``serves`` is set, else one of the release before."""
+
+    serves = threading.Event()
+
+    def register(self, *call: Any, **more: Any) -> model.Json | None:  # type: ignore[override]
+        answer = super().register(*call, **more)
+        return answer if self.serves.is_set() else None
+
+    def ping(self, *call: Any, **more: Any) -> str:
+        super().ping(*call, **more)
+        return conductor_rpcapi.VERSION if self.serves.is_set() else '1.4'
+
+
+class ReportsInTurns(REPORTS, version=conductor_rpcapi.VERSION):  # type: ignore[misc, valid-type]
+    """The reports' topic of such a conductor, which answers only while it is served."""
+
+    taken = 0
+
+    def report(self, *call: Any, **more: Any) -> model.Json:
+        ConductorInTurns.serves.wait(600)
+        type(self).taken += 1
+        return super().report(*call, **more)
+
+
 @pytest.mark.parametrize('old', [ComputeOf10, ComputeOf11])
 def test_older_compute_caches_and_cannot_stop(
     start: Start,
@@ -181,9 +219,76 @@ def test_newer_compute_works_under_older_conductor(
     assert _errors(caplog) == []
 
 
+def test_newer_compute_reports_to_last_release(
+    start: Start,
+    upload_image: UploadImage,
+    gateway: site_link.Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(wiring_conductor.manager, 'CellEndpoint', ConductorOf14)
+    service = start(image_cache={'precache_concurrency': 4}).service
+    host, image_id = service.hosts[0], upload_image(os.urandom(4 * MIB))
+    gateway.hold(at_byte=MIB)
+
+    request_id = service.cache(service.aggregate('edge'), image_id)
+    gateway.wait_for(1)
+    wait_until(lambda: service.request(request_id)['bytes_done'] > 0, 'progress is shown')
+    gateway.release()
+    request = service.wait(request_id)
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 4})
+    wait_until(lambda: service.get(f'/hosts/{host.name}/images')['images'], 'its cache is shown')
+    assert _errors(caplog) == []
+
+
+def test_conductors_upgraded_and_rolled_back_meanwhile(
+    start: Start,
+    upload_image: UploadImage,
+    gateway: site_link.Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(wiring_conductor.manager, 'CellEndpoint', ConductorInTurns)
+    monkeypatch.setattr(wiring_conductor.report_endpoint, 'ReportEndpoint', ReportsInTurns)
+    monkeypatch.setattr(reports, 'LOOK_SECONDS', 0.1)
+    monkeypatch.setattr(conductor_rpcapi, 'REPORT_SECONDS', 0.3)
+    caplog.set_level(logging.INFO, 'nova_precache')
+    ConductorInTurns.serves.clear()
+    started = start(image_cache={'precache_concurrency': 4})
+    service = started.service
+    gateway.hold(at_byte=MIB)
+    request_id = service.cache(service.aggregate('edge'), upload_image(os.urandom(4 * MIB)))
+    gateway.wait_for(4)
+
+    def all_report(count: int) -> None:
+        wait_until(lambda: ReportsInTurns.taken >= count, 'the hosts report together')
+        wait_until(lambda: _statuses(started) == {'up'}, 'all are up')
+
+    assert ReportsInTurns.taken == 0
+    ConductorInTurns.serves.set()
+    all_report(8)
+    ConductorInTurns.serves.clear()
+    wait_until(lambda: caplog.text.count('of an earlier release receive') == 4, 'all fell back')
+    taken = ReportsInTurns.taken
+    gateway.release()
+    request = service.wait(request_id)
+    ConductorInTurns.serves.set()
+    all_report(taken + 8)
+
+    assert (request['status'], request['counts']) == ('completed', {'cached': 4})
+    assert {task['attempts'] for task in service.tasks(request_id)} == {1}
+    assert _errors(caplog) == []
+
+
+def _statuses(started: Started) -> set[str]:
+    return {host['status'] for host in started.service.get('/hosts')['hosts']}
+
+
 @pytest.mark.parametrize(
     ('pins', 'status', 'inventory'),
     [
+        ({'conductor': '1.4'}, 'cached', 1),
         ({'compute': '1.0', 'conductor': '1.0'}, 'cached', 0),
         ({'compute': compute_rpcapi.VERSION}, 'cached', 1),
         ({'compute': '0.9'}, 'unsupported', 0),

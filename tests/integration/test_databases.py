@@ -4,6 +4,7 @@
 import collections
 import contextlib
 import dataclasses
+import datetime
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -285,6 +286,30 @@ def test_refused_report_dropped_from_batch(
     assert store.known_hosts() == set(hosts) - {'h7'}
     named = [each.partition(':')[0] for each in caplog.messages if each.startswith('Refused')]
     assert named == ['Refused a report from host h7', 'Refused an inventory from host h7']
+
+
+def test_hosts_seen_when_reports_were_sent(database: session.Database) -> None:
+    world = open_world(database)
+    with database.reader() as reader:
+        now = session.now(reader)
+    ages = {'h1': 5, 'h2': DOWN_SECONDS + 5}
+    for host, seconds in {**ages, 'h3': 0}.items():
+        world.living(host)
+        world.dead(host)
+        sent_at = None if host == 'h3' else now - datetime.timedelta(seconds=seconds)
+        agent = model.Agent(host, f'agent-{host}', world.cell.uuid, seen_at=sent_at)
+        world.agents.report([agent])
+        earlier = None if sent_at is None else sent_at - datetime.timedelta(seconds=1)
+        world.agents.report([dataclasses.replace(agent, seen_at=earlier, free_bytes=7)])
+
+    found = world.agents.get(['h1', 'h2', 'h3'])
+    assert [now - found[host].seen_at for host in ages] == [  # type: ignore[operator]
+        datetime.timedelta(seconds=seconds) for seconds in ages.values()
+    ]
+    assert {host: each.free_bytes for host, each in found.items()} == {
+        'h1': None, 'h2': None, 'h3': 7,
+    }  # fmt: skip
+    assert set(world.agents.down(list(found))) == {'h2'}
 
 
 def test_bytes_stay_bounded_in_any_order(

@@ -19,6 +19,14 @@ except exception.ConfigError as exc:
     sys.exit(f'refused: {exc}')
 print(backend.current())
 """
+NOT_INSTALLED = """
+class Absent:
+    def find_spec(name, *rest):
+        if name == 'eventlet':
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent)
+"""
 JOINED = """
 import eventlet; eventlet.monkey_patch()
 import os, threading
@@ -84,6 +92,22 @@ def test_default_is_native_despite_eventlet() -> None:
     ran = _python(code)
 
     assert ran.stdout.split() == ['threading', 'socket']
+
+
+@needs_eventlet
+def test_libraries_of_native_threads_import_no_eventlet() -> None:
+    ran = _python(f'{CHOOSE}\nimport futurist, oslo_messaging\nprint(sys.modules["eventlet"])')
+
+    assert ran.stdout.split() == ['threading', 'None']
+
+
+@needs_eventlet
+def test_hidden_eventlet_can_be_chosen(conf: pathlib.Path) -> None:
+    hidden = 'from nova_precache import backend; backend.hide_eventlet()'
+
+    ran = _python(f'{hidden}\n{CHOOSE}', conf)
+
+    assert ran.stdout.split() == ['eventlet']
 
 
 def test_eventlet_refused_on_broken_pythons() -> None:
@@ -166,7 +190,7 @@ def test_invalid_option_names_valid_values(
 
 @needs_eventlet
 def test_missing_eventlet_is_refused() -> None:
-    ran = _python(f"sys.modules['eventlet'] = None\n{CHOOSE}", variable='eventlet')
+    ran = _python(f'{NOT_INSTALLED}{CHOOSE}', variable='eventlet')
 
     assert ran.stderr == (
         'refused: NOVA_PRECACHE_CONCURRENCY = eventlet: eventlet is not installed: '

@@ -115,3 +115,77 @@ def test_timely_service_waited_for() -> None:
 
     assert concurrency.stop_within(WAIT_SECONDS, worker)
     assert worker.done == 1
+
+
+def test_pool_starts_thread_only_if_none_free() -> None:
+    pool = concurrency.ThreadPool(8)
+
+    threads = {pool.submit(threading.current_thread).result(WAIT_SECONDS) for _ in range(20)}
+
+    # A thread that has just resolved its work may not be free yet when the next work comes.
+    assert 1 <= len(threads) <= 3
+    pool.shutdown()
+
+
+def test_pool_runs_most_at_once() -> None:
+    pool = concurrency.ThreadPool(2)
+    busy, queued = [Worker(), Worker()], Worker()
+    for each in busy:
+        pool.submit(each.work_long)
+    late = pool.submit(queued.work)
+    for each in busy:
+        assert each.works.wait(WAIT_SECONDS)
+
+    assert not late.done()
+    busy[0].may_end.set()
+    late.result(WAIT_SECONDS)
+    busy[1].may_end.set()
+    pool.shutdown()
+    assert [each.done for each in (*busy, queued)] == [1, 1, 1]
+
+
+def test_pool_thread_without_work_ends() -> None:
+    pool = concurrency.ThreadPool(2, idle_seconds=0.01)
+
+    thread = pool.submit(threading.current_thread).result(WAIT_SECONDS)
+    thread.join(WAIT_SECONDS)
+
+    assert not thread.is_alive()
+    assert pool.submit(threading.current_thread).result(WAIT_SECONDS) is not thread
+    pool.shutdown()
+
+
+def test_pool_returns_error_of_work() -> None:
+    pool = concurrency.ThreadPool(1)
+
+    failed = pool.submit(int, 'no number')
+
+    assert isinstance(failed.exception(WAIT_SECONDS), ValueError)
+    assert pool.submit(int, '1').result(WAIT_SECONDS) == 1
+    pool.shutdown()
+
+
+def test_shut_down_pool_finishes_queue() -> None:
+    pool = concurrency.ThreadPool(1)
+    busy = Worker()
+    pool.submit(busy.work_long)
+    queued = pool.submit(int, '1')
+
+    pool.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match='shut down'):
+        pool.submit(int, '2')
+    busy.may_end.set()
+
+    assert queued.result(WAIT_SECONDS) == 1
+
+
+def test_shut_down_pool_drops_cancelled_queue() -> None:
+    pool = concurrency.ThreadPool(1)
+    busy = Worker()
+    pool.submit(busy.work_long)
+    queued = pool.submit(int, '1')
+
+    pool.shutdown(wait=False, cancel_futures=True)
+    busy.may_end.set()
+
+    assert queued.cancelled()

@@ -165,10 +165,13 @@ def test_service_context_stays_admin(serve: Serve, connect: Callable[[str], rpc.
 def test_unanswered_call_times_out(
     connect: Callable[[str], rpc.Transport],
 ) -> None:
-    client = rpc.Client(connect('nobody'), TOPIC)
+    transport = connect('nobody')
+    client = rpc.Client(transport, TOPIC)
 
     with pytest.raises(TimeoutError):
         client.call(CTXT, 'name', '1.0', timeout_seconds=0.1)
+
+    assert transport.why_away(WAIT_SECONDS) is None, 'the broker has taken the call'
 
 
 def test_own_error_arrives_as_itself(serve: Serve, connect: Callable[[str], rpc.Transport]) -> None:

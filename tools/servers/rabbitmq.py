@@ -11,9 +11,10 @@ import pathlib
 import secrets
 import signal
 import socket
+import subprocess
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import amqp
 
@@ -121,6 +122,28 @@ class RabbitMQ(own_port.OwnPort):
         """Run a command of rabbitmqctl."""
         path = own_port.program('rabbitmqctl', _PACKAGE, _PROGRAMS)
         self._run([str(path), command, *arguments], f'rabbitmqctl {command}', self._variables())
+
+    def listed(self, what: str, *columns: str) -> list[dict[str, Any]]:
+        """Return what ``rabbitmqctl list_...`` lists, over all virtual hosts if it has them."""
+        rows: list[dict[str, Any]] = json.loads(self._answer(f'list_{what}', *columns))
+        return rows
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``rabbitmqctl status`` shows."""
+        shown: dict[str, Any] = json.loads(self._answer('status'))
+        return shown
+
+    def _answer(self, command: str, *arguments: str) -> str:
+        path = own_port.program('rabbitmqctl', _PACKAGE, _PROGRAMS)
+        return subprocess.run(
+            [str(path), '--silent', '--formatter=json', command, *arguments],
+            env={**os.environ, **self._variables()},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=process.PREPARE_SECONDS,
+            text=True,
+        ).stdout
 
     def _add_vhost(self, vhost: str) -> None:
         self.control('add_vhost', vhost)

@@ -19,7 +19,11 @@ from nova_precache.compute import rpcapi as compute_rpcapi
 from nova_precache.conductor import rpcapi as conductor_rpcapi
 from nova_precache.db.engine import schema, session
 from nova_precache.standalone import glance as glance_server
-from nova_precache.wiring import api as wiring_api, common, conductor as wiring_conductor
+from nova_precache.wiring import (
+    api as wiring_api,
+    conductor as wiring_conductor,
+    process as wiring_process,
+)
 from tests import service
 from tests.conftest import UploadImage
 
@@ -134,7 +138,7 @@ def _state(host: str) -> model.Json:
         'host': host,
         'agent_id': str(uuid.uuid4()),
         'boot_id': str(uuid.uuid4()),
-        'version': common.version(),
+        'version': wiring_process.version(),
         'driver': 'Played',
         'capabilities': {},
         'store_id': host,

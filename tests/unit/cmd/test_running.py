@@ -20,7 +20,7 @@ from oslo_messaging._drivers import amqpdriver
 from nova_precache import conf as configuration, exception
 from nova_precache.cmd import running
 from nova_precache.db.engine import session
-from nova_precache.wiring import common, conductor as wiring_conductor
+from nova_precache.wiring import conductor as wiring_conductor, process as wiring_process
 from nova_precache.wsgi import foreign
 from tests.service import wait_until
 from tests.unit.conftest import open_database
@@ -140,7 +140,7 @@ def test_second_command_keeps_no_old_state(file: pathlib.Path, tmp_path: pathlib
 
 def test_conductor_reloads_its_files(file: pathlib.Path, database_of: session.Database) -> None:
     conf = _read(file)
-    parts = wiring_conductor.ConductorParts(conf, database_of, common.exposition(conf))
+    parts = wiring_conductor.ConductorParts(conf, database_of, wiring_process.exposition(conf))
     dispatch = parts.conductor()._dispatcher
 
     _write(

@@ -20,7 +20,7 @@ from nova_precache.cells import inventory
 from nova_precache.cmd import reachability, status
 from nova_precache.db import agents, services
 from nova_precache.db.engine import models, schema, session
-from nova_precache.wiring import common
+from nova_precache.wiring import process as wiring_process
 from tests.unit.conftest import LONG_AGO, open_database
 
 pytestmark = pytest.mark.usefixtures('root_logger_as_it_was')
@@ -37,8 +37,8 @@ CHECKS = (
     'Cell databases',
     'Computes',
 )
-CONDUCTOR = model.ServiceProcess('c-1', model.Binary.CONDUCTOR, 'ctl1', common.version())
-API = model.ServiceProcess('a-1', model.Binary.API, 'ctl2', common.version())
+CONDUCTOR = model.ServiceProcess('c-1', model.Binary.CONDUCTOR, 'ctl1', wiring_process.version())
+API = model.ServiceProcess('a-1', model.Binary.API, 'ctl2', wiring_process.version())
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def site(directory: pathlib.Path) -> Iterator[session.Database]:
 
 
 def test_current_deployment_is_ready(run: Run, site: session.Database) -> None:
-    agents.Agents(site, 60).register(_agent('host1', common.version()))
+    agents.Agents(site, 60).register(_agent('host1', wiring_process.version()))
     _report(site, CONDUCTOR, API)
 
     assert run() == (0, dict.fromkeys(CHECKS, ('Success', None)))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The neighbours of a compute: a conductor in memory, and a driver that a test scripts."""
 
+import datetime
 import threading
 from collections.abc import Callable, Collection, Sequence
 
@@ -13,18 +14,26 @@ from nova_precache.transfer_control import Control
 from nova_precache.virt import driver as virt_driver
 
 WAIT_SECONDS = 20
+NOW = datetime.datetime(2026, 1, 2)  # noqa: DTZ001 - in UTC, as times are kept
 
 
 class FakeReporter:
     """Stands in for ``compute.reporter.Reporter``; errors are used up from the front.
 
-    ``current`` maps a job to the epoch that may begin; ``started`` has, for each call, whether it
-    said that it starts a transfer.
+    It answers reports unless ``serves`` is false, as conductors of earlier releases, and then
+    gets the same news one by one. ``current`` maps a job to the epoch that may begin; ``started``
+    has, for each call, whether it said that it starts a transfer.
     """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
+        self.serves = True
+        self.next_seconds = 0.0
+        self.now = NOW
+        self.taken = True
         self.current: dict[str, int] = {}
+        self.reports: list[reporter.HostReport] = []
+        self.look_errors: list[Exception] = []
         self.register_errors: list[Exception] = []
         self.begin_errors: list[Exception] = []
         self.report_errors: list[Exception] = []
@@ -41,11 +50,35 @@ class FakeReporter:
         self.goodbyes: list[tuple[str, str, str]] = []
         self.goodbye_errors: list[Exception] = []
 
-    def register(self, state: model.Json) -> None:
+    def register(self, state: model.Json) -> model.ReportAnswer | None:
         if self.register_errors:
             raise self.register_errors.pop(0)
         with self._condition:
             self.registered.append(state)
+        return self._answer() if self.serves else None
+
+    def _answer(self) -> model.ReportAnswer:
+        return model.ReportAnswer(self.now, self.next_seconds, self.taken)
+
+    def serves_reports(self) -> bool:
+        if self.look_errors:
+            raise self.look_errors.pop(0)
+        return self.serves
+
+    def report(self, report: reporter.HostReport) -> model.ReportAnswer:
+        if self.report_errors:
+            raise self.report_errors.pop(0)
+        with self._condition:
+            self.reports.append(report)
+            if self.taken:
+                self.states += [report.state] if report.state is not None else []
+                for each in report.progress:
+                    told = each.job_id, each.epoch, each.sequence, each.progress
+                    self.progress.append(told)
+                if report.images is not None:
+                    self.images.append((report.host, report.agent_id, report.images))
+            self._condition.notify_all()
+        return self._answer()
 
     def report_state(self, state: model.Json) -> None:
         if self.report_errors:

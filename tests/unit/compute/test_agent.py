@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from nova_precache import conf, exception, model
-from nova_precache.compute import agent, cache_reporter, name, transfers
+from nova_precache.compute import (
+    agent,
+    cache_reporter,
+    name,
+    reporter,
+    reports as host_reports,
+    transfers,
+)
 from nova_precache.image import fake as fake_images
 from nova_precache.transfer_control import Control
 from nova_precache.virt import driver as virt_driver, fake as fake_driver
@@ -96,7 +103,7 @@ def running() -> transfers.Transfers:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, '_REGISTER_WAIT_SECONDS', 0.001)
-    monkeypatch.setattr(agent, 'PROGRESS_SECONDS', 0.02)
+    monkeypatch.setattr(agent, 'REPORT_SECONDS', 0.02)
 
 
 @pytest.fixture
@@ -118,6 +125,7 @@ def make_compute(
     made: list[agent.ComputeAgent] = []
 
     def make(cache_seconds: float | None) -> agent.ComputeAgent:
+        reports = host_reports.Reports(held, conductor, running, host_reports.Interval(0.001, 0.05))
         made.append(
             agent.ComputeAgent(
                 identity={
@@ -131,7 +139,8 @@ def make_compute(
                 conductor=conductor,
                 new_server=server.made_again,  # type: ignore[arg-type]
                 running=running,
-                images=cache_reporter.CacheReporter('h1', 'agent-1', driver, conductor, 3600, 3600),
+                images=cache_reporter.CacheReporter('h1', 'agent-1', driver, reports, 3600, 3600),
+                reports=reports,
                 report_seconds=0.05,
                 cache_seconds=cache_seconds,
             )
@@ -242,7 +251,7 @@ def test_progress_of_every_transfer_reported(
 
     def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         note(progress)
-        compute.report_progress()
+        compute.send_reports()
         return model.ImageOutcome('cached')
 
     running.run('j1', 3, 'i1', work)
@@ -256,9 +265,9 @@ def test_failed_progress_report_is_harmless(
     def work(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         conductor.report_errors = [exception.CellUnreachable('the broker is away')]
         note(model.Progress(model.TaskStatus.DOWNLOADING, 1))
-        compute.report_progress()
+        compute.send_reports()
         note(model.Progress(model.TaskStatus.DOWNLOADING, 2))
-        compute.report_progress()
+        compute.send_reports()
         return model.ImageOutcome('cached')
 
     assert running.run('j1', 1, 'i1', work).status == 'cached'
@@ -402,7 +411,7 @@ def test_compute_stops_with_silent_broker(
 ) -> None:
     reports, answers, stopped = threading.Event(), threading.Event(), threading.Event()
 
-    def wait(state: model.Json) -> None:
+    def wait(report: reporter.HostReport) -> None:
         reports.set()
         answers.wait(2 * WAIT_SECONDS)
 
@@ -411,7 +420,7 @@ def test_compute_stops_with_silent_broker(
         stopped.set()
 
     monkeypatch.setattr(agent, 'STOP_SECONDS', 0.01)
-    monkeypatch.setattr(conductor, 'report_state', wait)
+    monkeypatch.setattr(conductor, 'report', wait)
     compute.start()
     assert reports.wait(WAIT_SECONDS)
 

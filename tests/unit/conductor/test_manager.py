@@ -612,9 +612,17 @@ def test_ping_and_report_mark_cell_heard(
     endpoint = manager.CellEndpoint(
         world.cell.uuid, world.inventory, world.agents, world.jobs, noting, lambda: None
     )
+    now = 0.0
+    noting._clock = lambda: now
+    noting.hear(world.cell.uuid, rpcapi.REPORTS_TOPIC)
+    noting.write_states()
+    assert heard == []
 
     assert endpoint.ping(CTXT) == rpcapi.VERSION
     noting.write_states()
+    assert heard == [world.cell.uuid]
+    now = 60
+    noting.hear(world.cell.uuid, rpcapi.REPORTS_TOPIC)
     endpoint.report_state(CTXT, STATE)
     noting.write_states()
 

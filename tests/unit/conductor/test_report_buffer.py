@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports are buffered and written in bulk, the newest of each."""
 
+import dataclasses
+import datetime
 import threading
 from collections.abc import Iterable
 
 import pytest
 
 from nova_precache import model
-from nova_precache.conductor import report_buffer
+from nova_precache.conductor import report_buffer, rpcapi
 from nova_precache.db import caches, jobs
+from nova_precache.db.engine import models, session as db_session
 from tests.unit.conftest import LONG_AGO, WAIT_SECONDS, World
 
 
@@ -171,13 +174,83 @@ def test_unregistered_agents_refused_but_cells_heard(
     stranger, lost = _agent(world, 'h1', 'stranger', 2), _agent(world, 'h2', 'agent-h2', 2)
     for agent in (_agent(world, 'h1', 'agent-h1', 1), stranger, lost):
         reports.add_state(agent)
-    reports.hear('cell-2')
+    for cell in (world.cell.uuid, 'cell-2'):
+        for topic in rpcapi.CELL_TOPICS:
+            reports.hear(cell, topic)
 
     reports.write_states()
-    reports.write_states()  # nothing has come in since
 
     assert refused == [stranger, lost]
     assert sorted(heard) == sorted([world.cell.uuid, 'cell-2'])
+
+
+def test_cell_heard_only_on_all_topics(world: World) -> None:
+    heard: list[str] = []
+    now = 0.0
+    reports = report_buffer.ReportBuffer(
+        world.agents,
+        world.jobs,
+        caches.Caches(world.database),
+        heard.extend,
+        heard_seconds=15,
+        clock=lambda: now,
+    )
+
+    reports.hear('cell', rpcapi.TOPIC)
+    reports.write_states()
+    assert heard == [], 'its reports may wait behind a backlog'
+    now = 10
+    reports.hear('cell', rpcapi.REPORTS_TOPIC)
+    reports.write_states()
+    assert heard == ['cell']
+    now = 20
+    reports.hear('cell', rpcapi.REPORTS_TOPIC)
+    reports.write_states()
+    assert heard == ['cell'], 'questions have not been heard for 20 s'
+
+
+def _sent(world: World, reports: report_buffer.ReportBuffer, host: str, age: float) -> None:
+    """Write the report of a host that was sent this many seconds ago, and has that as its size."""
+    with world.database.reader() as session:
+        sent_at = db_session.now(session) - datetime.timedelta(seconds=age)
+    agent = _agent(world, host, f'agent-{host}', int(age))
+    reports.add_state(dataclasses.replace(agent, seen_at=sent_at))
+    reports.write_states()
+
+
+def _seen(world: World, host: str, age: float) -> None:
+    with world.database.reader() as session:
+        seen_at = db_session.now(session) - datetime.timedelta(seconds=age)
+    world.change(models.Agent, models.Agent.host == host, seen_at=seen_at)
+
+
+def test_host_seen_when_report_was_sent(world: World, reports: report_buffer.ReportBuffer) -> None:
+    for host, age in (('h1', 5), ('h2', 3600)):
+        world.living(host)
+        world.dead(host)
+        _sent(world, reports, host, age)
+
+    assert [agent.free_bytes for agent in world.agents.list()] == [5, 3600]
+    assert list(world.agents.down(['h1', 'h2'])) == ['h2']
+
+
+@pytest.mark.parametrize(
+    ('seen_ago', 'free_bytes'),
+    [
+        (2, None),  # a later report was written, through another conductor
+        (8, 5),
+        (-3600, 5),  # the clock of the database was put back
+    ],
+)
+def test_older_report_overwrites_no_later_one(
+    world: World, reports: report_buffer.ReportBuffer, seen_ago: float, free_bytes: int | None
+) -> None:
+    world.living('h1')
+    _seen(world, 'h1', seen_ago)
+
+    _sent(world, reports, 'h1', 5)
+
+    assert world.agents.get(['h1'])['h1'].free_bytes == free_bytes
 
 
 def test_written_reports_not_rewritten(world: World, reports: report_buffer.ReportBuffer) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nova_precache import conf as options, context, exception, model, rpc
-from nova_precache.compute import reporter
+from nova_precache.compute import reporter, transfers
 from nova_precache.conductor import rpcapi
 
 CTXT = context.admin_context()
@@ -264,6 +264,147 @@ def test_upgraded_conductors_get_next_full_report(
 
     assert conductor.told.get(timeout=WAIT_SECONDS)['after'] is None
     assert conductor.told.empty()
+
+
+# All news in one report
+
+
+class Receiver(rpc.Endpoint, version=rpcapi.VERSION):
+    """Records the reports that arrive on their own topic, and answers as scripted."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+        self.answer: Any = ANSWER.to_wire()
+
+    def report(self, ctxt: context.RequestContext, **told: Any) -> Any:
+        self.told.append(told)
+        return self.answer
+
+
+NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901)  # noqa: DTZ001 - in UTC
+ANSWER = model.ReportAnswer(NOW, 2.5, is_taken=False)
+PROGRESS = model.Progress(model.TaskStatus.DOWNLOADING, 4, 9, rate_bytes=3)
+REPORT = reporter.HostReport(
+    'h1', 'agent-1', NOW, 1.5, {'free_bytes': 1}, [transfers.Following('j1', 3, 2, PROGRESS)], NEWS
+)
+NO_NEWS = reporter.HostReport('h1', 'agent-1', NOW, 1.5, None, [], None)
+
+
+@pytest.fixture
+def receiver(transport: rpc.Transport) -> Iterator[Receiver]:
+    endpoint = Receiver()
+    server = rpc.Server(transport, rpcapi.REPORTS_TOPIC, 'conductor', [endpoint], threads=1)
+    server.start()
+    yield endpoint
+    server.stop()
+
+
+def test_report_is_plain_data(transport: rpc.Transport, receiver: Receiver) -> None:
+    assert _reporter(transport).report(REPORT) == ANSWER
+    assert _reporter(transport).report(NO_NEWS) == ANSWER
+
+    told, without = receiver.told
+    assert {name: told[name] for name in ('host', 'agent_id', 'sent', 'state')} == {
+        'host': 'h1',
+        'agent_id': 'agent-1',
+        'sent': {'now': '2026-01-02T03:04:05.678901Z', 'seconds': 1.5},
+        'state': {'free_bytes': 1},
+    }
+    assert told['progress'] == [
+        {
+            'job_id': 'j1',
+            'epoch': 3,
+            'sequence': 2,
+            'progress': {
+                'status': 'downloading', 'bytes_done': 4, 'bytes_total': 9, 'rate_bytes': 3,
+            },
+        }
+    ]  # fmt: skip
+    assert (told['images']['after'], told['images']['removed']) == ('a', ['c'])
+    assert (without['state'], without['progress'], without['images']) == (None, [], None)
+
+
+def test_unanswered_report_fails_soon(
+    transport: rpc.Transport, conductor: Conductor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpcapi, 'REPORT_SECONDS', 0.1)
+
+    with pytest.raises(exception.CellUnreachable, match='no conductor answered report'):
+        _reporter(transport).report(REPORT)
+
+    assert conductor.told.empty()
+
+
+@pytest.mark.parametrize(
+    ('field', 'changed'),
+    [
+        ('now', {'now': '2026-01-02'}),
+        ('now', {'now': None}),
+        ('next_seconds', {'next_seconds': None}),
+        ('next_seconds', {'next_seconds': -1}),
+        ('next_seconds', {'next_seconds': float('inf')}),
+        ('next_seconds', {'next_seconds': True}),
+        ('is_taken', {'is_taken': 'no'}),
+    ],
+)
+def test_odd_answer_to_report_refused(
+    transport: rpc.Transport, receiver: Receiver, field: str, changed: model.Json
+) -> None:
+    receiver.answer = {**ANSWER.to_wire(), **changed}
+
+    with pytest.raises(exception.InvalidInput, match=f'^{field}: '):
+        _reporter(transport).report(REPORT)
+
+
+@pytest.mark.parametrize(
+    ('answer', 'cap', 'begins'),
+    [
+        ({'reports': ANSWER.to_wire(), 'mood': 'fine'}, None, True),
+        ({'reports': ANSWER.to_wire()}, '1.5', True),
+        ({'reports': ANSWER.to_wire()}, '1.4', False),
+        ({'reports': None}, None, False),
+        ({}, None, False),
+        (None, None, False),
+    ],
+)
+def test_registration_answer_begins_reports(
+    transport: rpc.Transport, answer: Any, cap: str | None, begins: bool
+) -> None:
+    class Registering(rpc.Endpoint, version=rpcapi.VERSION):
+        def register(self, ctxt: context.RequestContext, **told: Any) -> Any:
+            return answer
+
+    server = rpc.Server(transport, rpcapi.TOPIC, 'conductor', [Registering()])
+    server.start()
+
+    assert _reporter(transport, cap).register({}) == (ANSWER if begins else None)
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ('served', 'cap', 'serves'),
+    [
+        (rpcapi.VERSION, None, True),
+        ('1.5', '1.5', True),
+        ('1.5', '1.4', False),
+        ('1.4', None, False),
+        ('2.5', None, False),
+        ('1.x', None, False),
+        (None, None, False),
+    ],
+)
+def test_ping_finds_conductors_with_reports(
+    transport: rpc.Transport, served: str | None, cap: str | None, serves: bool
+) -> None:
+    class Answering(rpc.Endpoint, version='1.0'):
+        def ping(self, ctxt: context.RequestContext) -> Any:  # type: ignore[override]
+            return served
+
+    server = rpc.Server(transport, rpcapi.TOPIC, 'conductor', [Answering()])
+    server.start()
+
+    assert _reporter(transport, cap).serves_reports() == serves
+    server.stop()
 
 
 # Invalid answers

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An idle agent and an idle conductor take little, of their machines and of a RabbitMQ."""
+
+import contextlib
+import gc
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from benchmarks import idle
+from nova_precache import conf as options, context, exception, rpc
+from tests.integration.link import Link
+from tools.servers.rabbitmq import RabbitMQ
+from tools.waiting import wait_until
+
+# py-amqp leaves the socket of a connection to the collector on which it cancelled a consumer while
+# it was closed, or that the broker closed.
+pytestmark = pytest.mark.filterwarnings(
+    r'ignore:Exception ignored in. <socket\.socket:pytest.PytestUnraisableExceptionWarning'
+)
+TOPIC = 'precache_test'
+CTXT = context.admin_context()
+WAIT_SECONDS = 60.0
+REPORT_SECONDS = 0.1
+
+
+@pytest.fixture(autouse=True)
+def _sockets_collected() -> Iterator[None]:
+    """Collect what a test leaves while the mark of this module applies, not in a later test."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == 'transport-close':
+            thread.join(WAIT_SECONDS)
+    gc.collect()
+
+
+class Endpoint(rpc.Endpoint):
+    """Answers what it is asked."""
+
+    def echo(self, ctxt: context.RequestContext, what: str) -> str:
+        return what
+
+
+@pytest.fixture(scope='module')
+def site(rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[idle.Site]:
+    """A conductor and an agent that has reported often enough for each of its threads to work."""
+    directory = tmp_path_factory.mktemp('idle')
+    with idle.Site(directory, rabbitmq, REPORT_SECONDS) as started:
+        seen: set[str] = set()
+
+        def has_reported() -> bool:
+            with contextlib.closing(sqlite3.connect(directory / 'precache.sqlite')) as database:
+                seen.update(at for (at,) in database.execute('SELECT seen_at FROM agents'))
+            return len(seen) > 2
+
+        wait_until(has_reported, 'the agent has reported')
+        yield started
+
+
+def test_idle_agent_takes_two_connections(site: idle.Site) -> None:
+    agent = site.measure(idle.AGENT)
+
+    assert agent.connections <= 2
+    assert agent.threads <= 12
+    assert agent.resident_bytes <= 64 * 1024**2
+
+
+def test_idle_conductor_has_few_threads(site: idle.Site) -> None:
+    assert site.measure(idle.CONDUCTOR).threads <= 48
+
+
+def test_agent_declares_no_unused_queue(site: idle.Site) -> None:
+    queues = site.queues_of_cell()
+
+    assert [each for each in queues if 'conductor' not in each] == [
+        f'precache_compute.{idle.AGENT}',
+        'reply_…',
+        'reply_…',  # for the answers to the conductor's calls
+    ]
+
+
+@pytest.fixture
+def link(rabbitmq: RabbitMQ, free_port: Callable[[], int]) -> Iterator[Link]:
+    with Link(free_port(), rabbitmq.port) as opened:
+        yield opened
+
+
+@pytest.fixture
+def url(rabbitmq: RabbitMQ, link: Link) -> str:
+    """Return the URL of an empty virtual host behind the link."""
+    return rabbitmq.make_vhost().replace(f':{rabbitmq.port}/', f':{link.port}/')
+
+
+def _connect(url: str, *, shares_connections: bool) -> rpc.Transport:
+    conf = options.new(config_files=[])
+    conf.set_override('transport_url', url)
+    return rpc.connect(conf, shares_connections=shares_connections)
+
+
+def _ask(transport: rpc.Transport, server: str, what: str) -> object:
+    client = rpc.Client(transport, TOPIC, retries=0)
+    return client.call(CTXT, 'echo', '1.0', server=server, timeout_seconds=10, what=what)
+
+
+def _answers(transport: rpc.Transport, server: str) -> bool:
+    try:
+        return _ask(transport, server, 'again') == 'again'
+    except (TimeoutError, exception.PrecacheError):
+        return False
+
+
+@pytest.fixture
+def pair(url: str) -> Iterator[tuple[rpc.Transport, rpc.Transport]]:
+    """A transport that shares its connection, which serves ``a``, and a usual one, with ``b``."""
+    sharing = _connect(url, shares_connections=True)
+    usual = _connect(url, shares_connections=False)
+    servers = [
+        rpc.Server(usual, TOPIC, 'b', [Endpoint()]),
+        rpc.Server(sharing, TOPIC, 'a', [Endpoint()]),
+    ]
+    servers[0].start()
+    assert _ask(sharing, 'b', 'before it serves') == 'before it serves'
+    servers[1].start()
+    yield sharing, usual
+    for server in servers:
+        server.stop()
+    for transport in (sharing, usual):
+        transport.retire()
+
+
+def test_calls_and_answers_share_connection(pair: tuple[rpc.Transport, rpc.Transport]) -> None:
+    sharing, usual = pair
+
+    assert [_ask(usual, 'a', 'in'), _ask(sharing, 'b', 'out')] == ['in', 'out']
+
+
+def test_stopped_server_leaves_answers(url: str) -> None:
+    sharing = _connect(url, shares_connections=True)
+    usual = _connect(url, shares_connections=False)
+    other = rpc.Server(usual, TOPIC, 'b', [Endpoint()])
+    other.start()
+    for _ in range(2):  # an agent that lost its name serves again later
+        server = rpc.Server(sharing, TOPIC, 'a', [Endpoint()])
+        server.start()
+        assert _ask(usual, 'a', 'in') == 'in'
+
+        server.stop()
+
+        assert _ask(sharing, 'b', 'out') == 'out'
+    other.stop()
+    for transport in (sharing, usual):
+        transport.retire()
+
+
+def test_shared_connection_survives_broker(
+    pair: tuple[rpc.Transport, rpc.Transport], link: Link
+) -> None:
+    sharing, usual = pair
+
+    link.cut()
+    with pytest.raises(exception.CellUnreachable):
+        _ask(sharing, 'b', 'lost')
+    link.restore()
+
+    wait_until(lambda: _answers(usual, 'a'), 'the server of the shared connection answers')
+    wait_until(lambda: _answers(sharing, 'b'), 'the shared connection receives answers')

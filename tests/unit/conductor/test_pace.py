@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interval of reports grows with the hosts and transfers that a conductor hears."""
+
+import pytest
+
+from nova_precache.conductor import host_worker, pace, rpcapi
+
+
+class Heard:
+    """A pace on a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pace = pace.Pace(lambda: self.now)
+
+    def report(self, hosts: int, transfers: int = 1) -> None:
+        for number in range(hosts):
+            self.pace.note('cell', f'h{number}', transfers)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.mark.parametrize(
+    ('hosts', 'transfers', 'seconds'),
+    [
+        (0, 0, 1),
+        (10_000, 0, 1),  # idle hosts do not slow down the others
+        (100, 10, 1),
+        (2000, 1, 2),
+        (1000, 50, 10),
+        (10_000, 1, 10),
+        (20_000, 30, 10),
+    ],
+)
+def test_interval_grows_with_load(heard: Heard, hosts: int, transfers: int, seconds: float) -> None:
+    heard.report(hosts, transfers)
+
+    assert heard.pace.next_seconds() == pytest.approx(seconds)
+
+
+def test_repeated_reports_count_once(heard: Heard) -> None:
+    for _ in range(5):
+        heard.report(2000)
+
+    assert heard.pace.next_seconds() == pytest.approx(2)
+
+
+def test_hosts_of_two_cells_add_up(heard: Heard) -> None:
+    heard.report(2000)
+    for number in range(2000):
+        heard.pace.note('other', f'h{number}', 1)
+
+    assert heard.pace.next_seconds() == pytest.approx(4)
+
+
+def test_interval_kept_between_windows(heard: Heard) -> None:
+    heard.report(2000)
+    heard.now = pace.WINDOW_SECONDS
+    assert heard.pace.next_seconds() == pytest.approx(2), 'none has reported since'
+    heard.report(1000)
+    assert heard.pace.next_seconds() == pytest.approx(2)
+
+
+def test_ended_transfers_free_their_share(heard: Heard) -> None:
+    heard.report(10_000)
+    heard.now = 2 * pace.WINDOW_SECONDS
+
+    assert heard.pace.next_seconds() == pace.SHORTEST_SECONDS
+
+
+def test_one_lost_report_keeps_transfer_moving() -> None:
+    lost_and_next = 2 * pace.LONGEST_SECONDS + rpcapi.REPORT_SECONDS
+
+    assert lost_and_next < host_worker.MOVING_WITHIN_SECONDS
