@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy: check a caller's rights by the documented rules and the operator's file."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from oslo_config import cfg
@@ -10,15 +9,6 @@ from oslo_policy import policy
 
 from nova_precache import context as request_context, exception, policies
 from nova_precache.policies import base
-
-# For each part of a rule, oslo.policy inspects the signature at every check, which takes longer
-# than the check. Kept as this attribute, it is found at once.
-_PARTS: Sequence[Any] = (
-    *(policy.AndCheck, policy.OrCheck, policy.NotCheck),
-    *policy.Check.__subclasses__(),
-)
-for _part in _PARTS:
-    _part.__call__.__signature__ = inspect.signature(_part.__call__)
 
 
 class _Rules(policy.Enforcer):
