@@ -475,7 +475,7 @@ def test_stopped_host_can_be_removed(world: World) -> None:
 
 
 def test_largest_reports_fit_one_packet(world: World) -> None:
-    ids = {name: '"' * 64 for name in ('boot_id', 'version', 'store_id')}
+    ids = dict.fromkeys(('boot_id', 'version', 'store_id'), '"' * 64)
     state: dict[str, Any] = {'agent_id': '"' * 36, 'driver': '"' * 255, **ids, 'capabilities': {}}
     for number in range(wire.CAPABILITIES_MAX):
         more = {**state['capabilities'], f'{number:0>255}': '"' * 255}
