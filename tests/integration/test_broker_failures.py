@@ -2,7 +2,6 @@
 """Brokers that refuse a service, fail in part or go silent, and how that is logged."""
 
 import contextlib
-import gc
 import os
 import pathlib
 import socket
@@ -24,23 +23,11 @@ from tools.servers.rabbitmq import RabbitMQ
 
 TOPIC = 'precache_test'
 CTXT = context.admin_context()
-# py-amqp leaves the socket of a connection to the collector that a broker did not complete, or on
-# which it cancelled a consumer while it was closed.
-left_socket = pytest.mark.filterwarnings(
-    r'ignore:Exception ignored in. <socket\.socket:pytest.PytestUnraisableExceptionWarning'
-)
 WAIT_SECONDS = 60.0
 AWAY = 'is unavailable: '
 BACK = 'is available again'
 
 Spoil = Callable[[str], str]
-
-
-@pytest.fixture(autouse=True)
-def _sockets_collected() -> Iterator[None]:
-    """Collect what a test leaves while its own mark applies, not in a later test."""
-    yield
-    gc.collect()
 
 
 def _with_wrong_password(url: str) -> str:
@@ -242,7 +229,6 @@ def test_any_live_broker_host_used(rabbitmq: RabbitMQ, free_port: Callable[[], i
     ],
     ids='-'.join,
 )
-@left_socket
 def test_every_queue_type_supported(rabbitmq: RabbitMQ, option: dict[str, object]) -> None:
     query = '&'.join(f'{name}={value}' for name, value in option.items())
     url = f'{rabbitmq.make_vhost()}?{query}'
@@ -253,7 +239,6 @@ def test_every_queue_type_supported(rabbitmq: RabbitMQ, option: dict[str, object
         transport.retire()
 
 
-@left_socket
 def test_silent_broker_abandoned_then_reused(
     rabbitmq: RabbitMQ, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,7 +263,6 @@ def test_silent_broker_abandoned_then_reused(
         transport.retire()
 
 
-@left_socket
 def test_refusing_cell_broker_served_after_recovery(
     rabbitmq: RabbitMQ,
     forbidden: Spoil,

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small fleet can be measured over a real broker, with the protocol as it is."""
 
-import gc
 import pathlib
 import warnings
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,13 +14,7 @@ with warnings.catch_warnings():
 from benchmarks.fleet.cases import BROKER
 from tools.servers.rabbitmq import RabbitMQ
 
-pytestmark = [
-    pytest.mark.slow,
-    # py-amqp leaves the sockets of connections that are closed in a thread to the collector.
-    pytest.mark.filterwarnings(
-        r'ignore:Exception ignored in. <socket\.socket:pytest.PytestUnraisableExceptionWarning'
-    ),
-]
+pytestmark = pytest.mark.slow
 SOON = conductor.Intervals(report_seconds=0.5, down_seconds=3, write_seconds=0.5)
 
 
@@ -32,13 +24,6 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, 'FIRST_SECONDS', 0.5)
     monkeypatch.setattr(calls, 'IDLE_SECONDS', 0.5)
     monkeypatch.setattr(calls, 'SETTLE_SECONDS', 0.5)
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """Collect what a test leaves while its own mark applies, not in a later test."""
-    yield
-    gc.collect()
 
 
 def test_small_fleet_reports_over_broker(rabbitmq: RabbitMQ, tmp_path: pathlib.Path) -> None:
