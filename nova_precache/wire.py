@@ -8,6 +8,7 @@ the columns.
 """
 
 import datetime
+import json
 import logging
 import math
 import re
@@ -37,6 +38,8 @@ ROLES_MAX = 100
 # For one message, and for the stored files of one host.
 FILES_MAX = 10_000
 CAPABILITIES_MAX = 256
+# So that hundreds of agents fit in one statement of a database that limits its bytes.
+CAPABILITIES_CHARACTERS_MAX = 8192
 # Images that are pinned on the hosts of one cache.
 KEPT_MAX = 10_000
 # Jobs of one host that are at work at once.
@@ -373,6 +376,12 @@ def _capabilities(value: object) -> Mapping[str, Any]:
         raise exception.InvalidInput(
             f'state.capabilities: more than {CAPABILITIES_MAX} values, or nested more than '
             f'{_CAPABILITIES_DEPTH} deep'
+        )
+    size = len(json.dumps(known))
+    if size > CAPABILITIES_CHARACTERS_MAX:
+        raise exception.InvalidInput(
+            f'state.capabilities: {size} characters of JSON, at most '
+            f'{CAPABILITIES_CHARACTERS_MAX} may be sent'
         )
     reserved, raw = 'reserved_disk_bytes', 'force_raw_images'
     maybe(whole, known.get(reserved), f'state.capabilities.{reserved}', BYTES_MAX)

@@ -154,12 +154,8 @@ class Agents:
 
     def get(self, hosts: Collection[str]) -> Mapping[str, model.Agent]:
         """Map host names to their agents; a host that never had one is left out."""
-        found: dict[str, model.Agent] = {}
         with self._database.reader() as session:
-            for names in db_session.chunks(sorted(hosts)):
-                query = sa.select(models.Agent).where(models.Agent.host.in_(names))
-                found.update((row.host, _agent(row)) for row in session.scalars(query))
-        return found
+            return _load(session, hosts)
 
     def sharing(self, store_id: str) -> Sequence[model.Agent]:
         """List the agents whose hosts share a cache, by host name."""
@@ -210,8 +206,8 @@ class Agents:
 
     def look(self, hosts: Collection[str]) -> Mapping[str, model.Host]:
         """Map hosts to their state; a host that never had an agent is left out."""
-        agents = self.get(hosts)
         with self._database.reader() as session:
+            agents = _load(session, hosts)
             shown = self._hosts(agents.values(), hearing.load(session))
         return {host.agent.host: host for host in shown}
 
@@ -394,6 +390,14 @@ def _update(
         )
     )
     return db_session.rowcount(updated) == 1
+
+
+def _load(session: orm.Session, hosts: Collection[str]) -> Mapping[str, model.Agent]:
+    found: dict[str, model.Agent] = {}
+    for names in db_session.chunks(sorted(hosts)):
+        query = sa.select(models.Agent).where(models.Agent.host.in_(names))
+        found.update((row.host, _agent(row)) for row in session.scalars(query))
+    return found
 
 
 def _reported(agent: model.Agent) -> dict[str, object]:

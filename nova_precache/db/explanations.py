@@ -348,7 +348,7 @@ class _Page:
             conductor_seen_at=max(seen_at, default=None),
             conductor_silent=self._gap,
             compute_silent=datetime.timedelta(seconds=rules.compute_silent_seconds),
-            claimed_hosts=claimed_hosts,
+            claimed_hosts=int(claimed_hosts),  # a decimal, beside the sums of rates
             precache_concurrency=rules.precache_concurrency(),
         )
         self.at_work: dict[str, sa.Row[*tuple[Any, ...]]] = {}

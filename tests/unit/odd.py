@@ -45,6 +45,7 @@ STATE: Mapping[str, Sequence[Any]] = {
         {'reserved_disk_bytes': -1}, {'reserved_disk_bytes': '5'}, {'reserved_disk_bytes': 2**63},
         {'reserved_disk_bytes': True}, {'force_raw_images': 1}, {'force_raw_images': 'yes'},
         {'a': list(range(100_000))}, {5: 1}, {'a': {str(n): list(range(20)) for n in range(20)}},
+        {str(n): 'x' * 255 for n in range(40)},
     ),
 }  # fmt: skip
 PROGRESS: Mapping[str, Sequence[Any]] = {

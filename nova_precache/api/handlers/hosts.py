@@ -43,8 +43,7 @@ def index(req: Request) -> Reply:
 def show(req: Request) -> Reply:
     req.authorize(policies.SHOW)
     name = req.path['host']
-    with req.services.snapshot():
-        host = req.services.agents.look([name]).get(name)
+    host = req.services.agents.look([name]).get(name)
     if host is None:
         raise exception.ComputeHostNotFound(shown.value(name))
     return Reply(body={'host': _host_to_json(host, req.services.cell_names.load())})
@@ -54,10 +53,11 @@ def images(req: Request) -> Reply:
     """List the images in the cache of a host, by file name unless the query says otherwise."""
     page = paging.read(req, schemas.IMAGES, schemas.SORT_IMAGES)
     req.authorize(policies.IMAGES)
+    host = _known(req)
+    aggregates = req.services.inventory.aggregates_of_hosts([host])
     with req.services.snapshot():
-        host = _known(req)
         found = req.services.caches.of_host(host, page)
-        pinned = _pinned_on(req, host)
+        pinned = _pinned_in(req, aggregates)
     to_age = _ages()
 
     def image_of(cached: model.CachedImage) -> str | None:
@@ -115,8 +115,9 @@ def of_image(req: Request) -> Reply:
         raise _image_not_found(image_id)
     if not req.context.is_admin:
         _check_visible(req, image_id)
+    hosts = _of_aggregate(req)
     with req.services.snapshot():
-        found = req.services.caches.hosts_of(image_id, page, _of_aggregate(req))
+        found = req.services.caches.hosts_of(image_id, page, hosts)
         agents = req.services.agents.get([cached.host for cached in found])
     to_age = _ages()
     cells = req.services.cell_names.load()
@@ -174,9 +175,8 @@ def _known(req: Request) -> str:
     return host
 
 
-def _pinned_on(req: Request, host: str) -> Mapping[str, str]:
-    """Map the file names of the images that pins keep on the host to the image ids."""
-    aggregates = req.services.inventory.aggregates_of_hosts([host])
+def _pinned_in(req: Request, aggregates: Collection[int]) -> Mapping[str, str]:
+    """Map the file names of the images that pins keep in the aggregates to the image ids."""
     pinned = req.services.pins.pinned_images(aggregates)
     return {layout.base_name(image): image for images in pinned.values() for image in images}
 

@@ -105,7 +105,7 @@ def choose(session: orm.Session, reports: Collection[ProgressReport]) -> Sequenc
     """Choose the reports about active jobs by their own agents, in the order of :func:`record`.
 
     An agent must be registered now, not when the report is written: if another takes the host
-    in between, it ends the calls of the former one.
+    in between, it ends the calls of the former one, except those that are being stopped.
 
     The order is the reverse of that of locks: a transaction that waits for jobs of one chunk
     then holds those of the next chunks, and does not wait for these, too.

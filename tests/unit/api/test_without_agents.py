@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import sqlalchemy as sa
 from oslo_config import cfg
 
 from nova_precache import model
@@ -43,7 +44,8 @@ def hosts(
         for host in mapped:
             api.inventory.map_host(host, cell.uuid)
     alive = liveness.NovaLiveness(api.inventory, 60, time.monotonic)
-    yield rebuild(agents=novahosts.NovaHosts(api.inventory, alive))
+    stores = {'agents': novahosts.NovaHosts(api.inventory, alive)}
+    yield rebuild(**stores, snapshot=api.database.one_snapshot)
     alive.close()
 
 
@@ -61,6 +63,21 @@ def test_hosts_show_only_data_of_cells(hosts: Api) -> None:
     by_agents = ('version', 'driver', 'store_id', 'cache_bytes', 'free_bytes')
     assert {host[key] for host in shown.values() for key in by_agents} == {None}
     assert hosts.get('/v1/hosts/four').status_int == 404
+
+
+def test_cells_asked_outside_transaction(hosts: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, held = hosts.database.engine.pool, list[int]()
+    assert isinstance(pool, sa.QueuePool)
+    ask = liveness.NovaLiveness.look_at
+
+    def note(*args: Any, **kwargs: Any) -> liveness.Look:
+        held.append(pool.checkedout())
+        return ask(*args, **kwargs)
+
+    monkeypatch.setattr(liveness.NovaLiveness, 'look_at', note)
+    assert hosts.get('/v1/hosts/one').status_int == 200
+
+    assert held == [0]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from pymysql import converters
 
-from nova_precache import exception, model
+from nova_precache import exception, model, wire
 from nova_precache.db import host_removal, pages, statistics
 from nova_precache.db.engine import models, session
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World
@@ -471,3 +472,26 @@ def test_stopped_host_can_be_removed(world: World) -> None:
     host_removal.Departures(world.database, DOWN_SECONDS).forget('host1')
 
     assert world.agents.list() == []
+
+
+def test_largest_reports_fit_one_packet(world: World) -> None:
+    ids = dict.fromkeys(('boot_id', 'version', 'store_id'), '"' * 64)
+    state: dict[str, Any] = {'agent_id': '"' * 36, 'driver': '"' * 255, **ids, 'capabilities': {}}
+    for number in range(wire.CAPABILITIES_MAX):
+        more = {**state['capabilities'], f'{number:0>255}': '"' * 255}
+        try:
+            wire.agent({**state, 'host': 'h1', 'capabilities': more}, 'cell-1')
+        except exception.InvalidInput:
+            break
+        state['capabilities'] = more
+    hosts = [f'{number:0>255}' for number in range(session.CHUNK_KEYS)]
+    sent: list[str] = []
+
+    def note(_: object, __: object, sql: str, values: Any, *rest: object) -> None:
+        sent.extend(each for each in values if isinstance(each, str))
+
+    sa.event.listen(world.database.engine, 'before_cursor_execute', note)
+    world.agents.report([wire.agent({**state, 'host': each}, 'cell-1') for each in hosts])
+
+    most = max(len(converters.escape_string(each)) for each in sent)
+    assert 2**20 < most < 2**24  # max_allowed_packet of MariaDB
