@@ -166,3 +166,25 @@ def test_shared_connection_survives_broker(
 
     wait_until(lambda: _answers(usual, 'a'), 'the server of the shared connection answers')
     wait_until(lambda: _answers(sharing, 'b'), 'the shared connection receives answers')
+
+
+def test_queue_declared_on_lost_connection(
+    pair: tuple[rpc.Transport, rpc.Transport], link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharing, usual = pair
+    connection = sharing.serving._driver._connection_pool._shared._connection
+    declare = connection.declare_topic_consumer
+
+    def lose_and_declare(*arguments: object, **named: object) -> None:
+        link.cut()
+        threading.Timer(0.5, link.restore).start()
+        declare(*arguments, **named)
+
+    monkeypatch.setattr(connection, 'declare_topic_consumer', lose_and_declare)
+    server = rpc.Server(sharing, TOPIC, 'c', [Endpoint()])
+    server.start()
+
+    wait_until(lambda: _answers(usual, 'c'), 'the new server answers')
+    wait_until(lambda: _answers(usual, 'a'), 'the server before it answers')
+    wait_until(lambda: _answers(sharing, 'b'), 'answers arrive')
+    server.stop()
