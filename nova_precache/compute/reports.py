@@ -88,7 +88,6 @@ class Reports:
         :param answer: None if they serve no reports on a topic of their own
         """
         self._transfers.report_again()  # progress from before a registration counts as lost
-        self._look_at = self._clock() + LOOK_SECONDS
         if answer is None:
             self._report_as_before()
         else:
@@ -214,11 +213,11 @@ class Reports:
         with self._lock:
             self._known = None
         self._lost = 0
+        self._look_at = self._clock() + LOOK_SECONDS
         self._drop_news(exception.CellUnreachable('no conductor has read the report'))
 
     def _look_for_downgrade(self) -> None:
         if self._serves_reports() is False:
-            self._look_at = self._clock() + LOOK_SECONDS
             self._report_as_before()
 
     def _look_for_upgrade(self) -> None:
