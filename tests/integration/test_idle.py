@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 
+import kombu
 import pytest
 
 from benchmarks import idle
@@ -188,3 +189,27 @@ def test_queue_declared_on_lost_connection(
     wait_until(lambda: _answers(usual, 'a'), 'the server before it answers')
     wait_until(lambda: _answers(sharing, 'b'), 'answers arrive')
     server.stop()
+
+
+def test_queue_of_other_durability_leaves_answers(url: str) -> None:
+    with kombu.Connection(url.replace('rabbit://', 'amqp://')) as connection:
+        kombu.Queue(f'{TOPIC}.a', durable=False, channel=connection.channel()).queue_declare()
+    usual = _connect(url, shares_connections=False)
+    durable = options.new(config_files=[])
+    durable.set_override('transport_url', url)
+    sharing = rpc.connect(durable, shares_connections=True)
+    durable.set_override('amqp_durable_queues', True, group='oslo_messaging_rabbit')
+    servers = [
+        rpc.Server(usual, TOPIC, 'b', [Endpoint()]),
+        rpc.Server(sharing, TOPIC, 'a', [Endpoint()]),
+    ]
+    servers[0].start()
+    assert _ask(sharing, 'b', 'before it serves') == 'before it serves'
+
+    servers[1].start()  # the broker closes the channel, and the driver declares a queue as it is
+
+    assert [_ask(usual, 'a', 'in'), _ask(sharing, 'b', 'out')] == ['in', 'out']
+    for server in servers:
+        server.stop()
+    for transport in (sharing, usual):
+        transport.retire()
