@@ -209,7 +209,7 @@ class Reports:
     def _report_as_before(self) -> None:
         """Report to conductors of an earlier release from now on."""
         if self._known is not None:
-            LOG.info('Conductors of an earlier release receive host %s', self._name.host)
+            LOG.info('Host %s reports to conductors of an earlier release', self._name.host)
         with self._lock:
             self._known = None
         self._lost = 0
