@@ -7,7 +7,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 
-import kombu
 import pytest
 
 from benchmarks import idle
@@ -192,9 +191,10 @@ def test_queue_declared_on_lost_connection(
 
 
 def test_queue_of_other_durability_leaves_answers(url: str) -> None:
-    with kombu.Connection(url.replace('rabbit://', 'amqp://')) as connection:
-        kombu.Queue(f'{TOPIC}.a', durable=False, channel=connection.channel()).queue_declare()
     usual = _connect(url, shares_connections=False)
+    before = rpc.Server(usual, TOPIC, 'a', [Endpoint()])
+    before.start()
+    before.stop()  # its queue stays
     durable = options.new(config_files=[])
     durable.set_override('transport_url', url)
     sharing = rpc.connect(durable, shares_connections=True)
