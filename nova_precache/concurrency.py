@@ -70,6 +70,7 @@ class ThreadPool(futures.Executor):
     def _run(self) -> None:
         while (found := self._next()) is not None:
             _resolve(*found)
+            del found  # its arguments may be large, and this thread may wait for long
 
     def _next(self) -> tuple[futures.Future[Any], Work] | None:
         """Wait for work; None ends the thread."""

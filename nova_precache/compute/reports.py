@@ -88,7 +88,6 @@ class Reports:
         :param answer: None if they serve no reports on a topic of their own
         """
         self._transfers.report_again()  # progress from before a registration counts as lost
-        self._look_at = self._clock() + LOOK_SECONDS
         if answer is None:
             self._report_as_before()
         else:
@@ -210,15 +209,15 @@ class Reports:
     def _report_as_before(self) -> None:
         """Report to conductors of an earlier release from now on."""
         if self._known is not None:
-            LOG.info('Conductors of an earlier release receive host %s', self._name.host)
+            LOG.info('Host %s reports to conductors of an earlier release', self._name.host)
         with self._lock:
             self._known = None
         self._lost = 0
+        self._look_at = self._clock() + LOOK_SECONDS
         self._drop_news(exception.CellUnreachable('no conductor has read the report'))
 
     def _look_for_downgrade(self) -> None:
         if self._serves_reports() is False:
-            self._look_at = self._clock() + LOOK_SECONDS
             self._report_as_before()
 
     def _look_for_upgrade(self) -> None:

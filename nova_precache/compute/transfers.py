@@ -226,9 +226,9 @@ class Transfers:
     def to_report(self) -> list[Following]:
         """Return the progress of every job whose transfer has advanced since the last time.
 
-        A download that stalls, or waits for a lock, is
-        reported only once, with rate 0: so the conductor learns that it does not move. Steps
-        that have no progress of their own, but a time limit, are reported each time.
+        A download that stalls, or waits for a lock, is reported only once, with rate 0: so the
+        conductor learns that it does not move. Steps that have no progress of their own, but a
+        time limit, are reported each time.
         """
         with self._lock:
             return [

@@ -11,7 +11,8 @@
   call; ``database_wait`` waits out an outage.
 - Without a call: ``lifecycle`` opens and expires windows; ``stop_orders`` stops transfers and
   changes their options.
-- Hosts: ``report_buffer`` writes their reports, ``unknown_hosts`` makes them register again,
+- Hosts: ``report_endpoint`` reads their reports by the parts of ``report_parts``, ``pace`` sets
+  their interval, ``report_buffer`` writes them; ``unknown_hosts`` makes hosts register again,
   ``liveness`` is the interface to their state; ``nova_backend`` calls stock nova-computes.
 - Notifications: ``announcer``.
 """

@@ -3,13 +3,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 from nova_precache import model
 from nova_precache.conductor import rpcapi
 from nova_precache.db import agents, caches, jobs
 
-# The report that reaches this number of buffered images writes all of them at once.
+# The report that reaches this number of buffered images writes all of them at once, unless some
+# are being written: others wait for no write, since heartbeats arrive with them.
 MAX_IMAGES = 20_000
 # Per cell, between two writes: above the number of hosts that may register in a cell.
 MAX_STATES = 50_000
@@ -18,8 +19,8 @@ MAX_STATES = 50_000
 class ReportBuffer:
     """The reports since the last write; only the newest heartbeat per agent and progress per call.
 
-    A cell is heard while messages of all its topics arrive: its hosts would be silent on one of
-    them, without being down.
+    A cell is heard at a write if messages of all its topics have arrived lately, one of them since
+    the last write: with any of its topics silent, its hosts would be so, too, without being down.
 
     :param note_heard: records the cells that are heard
     :param heard_seconds: how long a message shows that its topic is heard
@@ -47,6 +48,7 @@ class ReportBuffer:
         self._lock = threading.Lock()
         self.dropped = 0
         self._heard: dict[str, dict[str, float]] = {}
+        self._newly_heard: set[str] = set()
         self._states: dict[str, dict[tuple[str, str], model.Agent]] = {}
         self._progress: dict[_Call, jobs.ProgressReport] = {}
         self._images: list[tuple[str, caches.Report]] = []
@@ -57,6 +59,7 @@ class ReportBuffer:
         """Record that a message of a cell has arrived."""
         with self._lock:
             self._heard.setdefault(cell_uuid, {})[topic] = self._clock()
+            self._newly_heard.add(cell_uuid)
 
     def add_state(self, agent: model.Agent) -> None:
         """Buffer a heartbeat; drop one of a further agent if its cell has sent too many."""
@@ -77,13 +80,19 @@ class ReportBuffer:
                 self._progress[call] = report
 
     def add_images(self, agent_id: str, report: caches.Report) -> None:
-        """Buffer the cache inventory that an agent reports; write all if the buffer is full."""
+        """Buffer the cache inventory that an agent reports.
+
+        If the buffer is full, write all of it, unless another thread is writing.
+        """
         with self._lock:
             self._images.append((agent_id, report))
             self._images_count += len(report.images) + len(report.removed) + 1
             is_full = self._images_count >= MAX_IMAGES
-        if is_full:
-            self.write_images()
+        if is_full and self._writing_images.acquire(blocking=False):
+            try:
+                self._write_buffered_images()
+            finally:
+                self._writing_images.release()
 
     def sizes(self) -> Mapping[str, int]:
         """Return the number of buffered reports by kind; of images, the number of files."""
@@ -107,10 +116,11 @@ class ReportBuffer:
 
     def _heard_cells(self) -> Collection[str]:
         since = self._clock() - self._heard_seconds
+        newly, self._newly_heard = self._newly_heard, set()
         return [
             cell_uuid
-            for cell_uuid, topics in self._heard.items()
-            if all(topics.get(topic, since) > since for topic in rpcapi.CELL_TOPICS)
+            for cell_uuid in newly
+            if all(self._heard[cell_uuid].get(topic, since) > since for topic in rpcapi.CELL_TOPICS)
         ]
 
     def write_progress(self) -> None:
@@ -123,12 +133,13 @@ class ReportBuffer:
     def write_images(self) -> None:
         """Write the buffered inventories, only those that a host's registered agent reported."""
         with self._writing_images:  # or a later report might be written first
-            with self._lock:
-                told, self._images, self._images_count = self._images, [], 0
-            if told:
-                self._record_images(told)
+            self._write_buffered_images()
 
-    def _record_images(self, told: Sequence[tuple[str, caches.Report]]) -> None:
+    def _write_buffered_images(self) -> None:
+        with self._lock:
+            told, self._images, self._images_count = self._images, [], 0
+        if not told:
+            return
         registered = self._agents.get({report.host for _, report in told})
         self._caches.record(
             report

@@ -101,9 +101,17 @@ class SharedConnection:
         with self._exclusively():
             if self._connection is None:
                 self._connection = self._connect()
-            known = set(self._connection._consumers)
-            declare(self._connection)
-            added = [each for each in self._connection._consumers if each not in known]
+            connection = self._connection
+            known = set(connection._consumers)
+            if known:
+                # On another channel: an error would end the consumers of others on this one, and
+                # the driver would not begin them again.
+                connection._set_current_channel(None)
+            try:
+                declare(connection)
+            finally:
+                connection._new_tags = set(connection._consumers.values())
+            added = [each for each in connection._consumers if each not in known]
             self._consumers.setdefault(receiver, []).extend(added)
 
     def consume(self, receiver: 'Receiver', seconds: float | None) -> None:
@@ -149,6 +157,8 @@ class SharedConnection:
 
     def leave(self, receiver: 'Receiver') -> None:
         """Cancel the consumers of a receiver, and close the connection after the last one."""
+        if receiver not in self._consumers:
+            return  # a finalizer leaves, maybe in the thread that reads: its queue was refused
         with self._exclusively():
             self._cancel_all(receiver)
             if self._consumers.pop(receiver, None) is None or self._consumers:

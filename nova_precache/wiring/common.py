@@ -10,7 +10,7 @@ from nova_precache.db import agents, caches, explanations, requests, services
 from nova_precache.db.engine import session as db_session
 from nova_precache.wiring import process
 
-# A compute reports progress every second.
+# A compute reports progress each second, however short report_interval is.
 _LATE_PROGRESS_SECONDS = 1.5
 
 

@@ -269,7 +269,9 @@ def test_conductors_upgraded_and_rolled_back_meanwhile(
     ConductorInTurns.serves.set()
     all_report(8)
     ConductorInTurns.serves.clear()
-    wait_until(lambda: caplog.text.count('of an earlier release receive') == 4, 'all fell back')
+    wait_until(
+        lambda: caplog.text.count('reports to conductors of an earlier') == 4, 'all fell back'
+    )
     taken = ReportsInTurns.taken
     gateway.release()
     request = service.wait(request_id)

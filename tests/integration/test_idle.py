@@ -152,3 +152,50 @@ def test_shared_connection_survives_broker(
 
     wait_until(lambda: _answers(usual, 'a'), 'the server of the shared connection answers')
     wait_until(lambda: _answers(sharing, 'b'), 'the shared connection receives answers')
+
+
+def test_queue_declared_on_lost_connection(
+    pair: tuple[rpc.Transport, rpc.Transport], link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharing, usual = pair
+    connection = sharing.serving._driver._connection_pool._shared._connection
+    declare = connection.declare_topic_consumer
+
+    def lose_and_declare(*arguments: object, **named: object) -> None:
+        link.cut()
+        threading.Timer(0.5, link.restore).start()
+        declare(*arguments, **named)
+
+    monkeypatch.setattr(connection, 'declare_topic_consumer', lose_and_declare)
+    server = rpc.Server(sharing, TOPIC, 'c', [Endpoint()])
+    server.start()
+
+    wait_until(lambda: _answers(usual, 'c'), 'the new server answers')
+    wait_until(lambda: _answers(usual, 'a'), 'the server before it answers')
+    wait_until(lambda: _answers(sharing, 'b'), 'answers arrive')
+    server.stop()
+
+
+def test_queue_of_other_durability_leaves_answers(url: str) -> None:
+    usual = _connect(url, shares_connections=False)
+    before = rpc.Server(usual, TOPIC, 'a', [Endpoint()])
+    before.start()
+    before.stop()  # its queue stays
+    durable = options.new(config_files=[])
+    durable.set_override('transport_url', url)
+    sharing = rpc.connect(durable, shares_connections=True)
+    durable.set_override('amqp_durable_queues', True, group='oslo_messaging_rabbit')
+    servers = [
+        rpc.Server(usual, TOPIC, 'b', [Endpoint()]),
+        rpc.Server(sharing, TOPIC, 'a', [Endpoint()]),
+    ]
+    servers[0].start()
+    assert _ask(sharing, 'b', 'before it serves') == 'before it serves'
+
+    servers[1].start()  # the broker closes the channel, and the driver declares a queue as it is
+
+    assert [_ask(usual, 'a', 'in'), _ask(sharing, 'b', 'out')] == ['in', 'out']
+    for server in servers:
+        server.stop()
+    for transport in (sharing, usual):
+        transport.retire()

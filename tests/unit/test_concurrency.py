@@ -3,6 +3,7 @@
 
 import os
 import threading
+import weakref
 
 import pytest
 
@@ -152,6 +153,19 @@ def test_pool_thread_without_work_ends() -> None:
 
     assert not thread.is_alive()
     assert pool.submit(threading.current_thread).result(WAIT_SECONDS) is not thread
+    pool.shutdown()
+
+
+def test_waiting_pool_keeps_no_work() -> None:
+    pool = concurrency.ThreadPool(1)
+    argument = Worker()
+    ended = threading.Event()
+    kept = weakref.ref(argument, lambda gone: ended.set())
+
+    pool.submit(argument.work).result(WAIT_SECONDS)
+    del argument
+
+    assert ended.wait(WAIT_SECONDS), kept
     pool.shutdown()
 
 

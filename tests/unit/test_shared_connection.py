@@ -45,6 +45,7 @@ class Connection:
     def __init__(self, is_lost: bool = False) -> None:
         self.connection = self
         self.is_closed = False
+        self.channels = 1
         self.reading = threading.Event()
         self._is_lost = is_lost
         self._consumers: dict[Consumer, int] = {}
@@ -58,6 +59,9 @@ class Connection:
             tag = len(self._active_tags) + 1
             self._consumers[Consumer(topic, callback, self._is_lost)] = tag
             self._active_tags[topic] = tag
+
+    def _set_current_channel(self, channel: None) -> None:
+        self.channels += 1
 
     def deliver(self, topic: str, message: str) -> None:
         self._arrived.put((topic, message))
@@ -248,6 +252,22 @@ def test_last_receiver_closes_connection(
     assert connection.is_closed
     Client(shared, 'again')  # connects again
     assert connection.consumers[-1].queue_name == 'again'
+
+
+def test_refused_receiver_closes_while_thread_reads(
+    shared: shared_connection.SharedConnection, connection: Connection
+) -> None:
+    refused = shared_connection.Receiver(shared)
+    reading = shared_connection.Receiver(shared)
+    # As the collector may call the finalizer of its context, in any thread.
+    reading.declare_direct_consumer('calls', lambda message: refused.close())
+    connection.deliver('calls', 'collects')
+
+    thread = threading.Thread(target=reading.consume, args=(WAIT_SECONDS,), daemon=True)
+    thread.start()
+    thread.join(WAIT_SECONDS)
+
+    assert not thread.is_alive()
 
 
 class Sending:

@@ -325,6 +325,19 @@ def test_refusing_conductor_gets_news_at_once(host: Host, conductor: FakeReporte
     assert conductor.states == [{'free_bytes': 1}]
 
 
+def test_refusing_conductor_not_looked_for_at_once(host: Host, conductor: FakeReporter) -> None:
+    host.after(2 * reports.LOOK_SECONDS)
+    conductor.report_errors = [exception.VersionUnsupported('report 1.5 is not supported')]
+    host.reports.add_state({'free_bytes': 1})
+
+    host.after(1)
+    host.after(1)
+    assert not host.name._is_doubtful, 'it would register every second'
+
+    host.after(reports.LOOK_SECONDS)
+    assert host.name._is_doubtful
+
+
 def test_absent_conductors_change_no_mode(host: Host, conductor: FakeReporter) -> None:
     conductor.report_errors = [NO_ANSWER] * 5
     conductor.look_errors = [NO_ANSWER] * 10

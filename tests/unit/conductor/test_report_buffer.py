@@ -209,6 +209,20 @@ def test_cell_heard_only_on_all_topics(world: World) -> None:
     assert heard == ['cell'], 'questions have not been heard for 20 s'
 
 
+def test_cell_unheard_at_once_without_messages(world: World) -> None:
+    heard: list[str] = []
+    reports = report_buffer.ReportBuffer(
+        world.agents, world.jobs, caches.Caches(world.database), heard.extend
+    )
+    for topic in rpcapi.CELL_TOPICS:
+        reports.hear('cell', topic)
+    reports.write_states()
+
+    reports.write_states()  # the broker was lost in between, and with it the hosts
+
+    assert heard == ['cell']
+
+
 def _sent(world: World, reports: report_buffer.ReportBuffer, host: str, age: float) -> None:
     """Write the report of a host that was sent this many seconds ago, and has that as its size."""
     with world.database.reader() as session:
@@ -351,3 +365,37 @@ def test_later_report_follows_running_write(
 
     assert written == [['a'], ['b']]
     assert _names(world, 'h1') == ['b']
+
+
+def test_full_buffer_waits_for_no_write(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_buffer, 'MAX_IMAGES', 1)
+    world.living('h1')
+    record = caches.Caches.record
+    writing, may_write = threading.Event(), threading.Event()
+
+    def write_slowly(store: caches.Caches, told: Iterable[caches.Report]) -> None:
+        writing.set()
+        assert may_write.wait(WAIT_SECONDS)
+        record(store, told)
+
+    monkeypatch.setattr(caches.Caches, 'record', write_slowly)
+    adding = [
+        threading.Thread(
+            target=reports.add_images, args=('agent-h1', _told('h1', name, full=False))
+        )
+        for name in 'ab'
+    ]
+    adding[0].start()
+    assert writing.wait(WAIT_SECONDS)
+    adding[1].start()
+    adding[1].join(WAIT_SECONDS)
+    is_late = adding[1].is_alive()
+    may_write.set()
+    for thread in adding:
+        thread.join(WAIT_SECONDS)
+
+    assert not is_late, 'it waited for the write'
+    reports.write_images()
+    assert _names(world, 'h1') == ['a', 'b']
