@@ -872,6 +872,19 @@ def _analyze(world: World) -> None:
         connection.commit()
 
 
+def test_old_server_is_refused(database: session.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    if database.engine.dialect.name not in {'mysql', 'mariadb'}:
+        pytest.skip('Any version will do')
+    schema.require(database)
+    monkeypatch.setattr(database.engine.dialect, 'server_version_info', (10, 5, 29))
+
+    for refused in (schema.require, schema.sync):
+        with pytest.raises(
+            exception.ConfigError, match=r'MariaDB 10\.5\.29; .* needs 10\.6 or newer'
+        ):
+            refused(database)
+
+
 def test_work_reads_few_rows(database: session.Database) -> None:
     if database.engine.dialect.name == 'sqlite':
         pytest.skip('Its plans are tested without a server')

@@ -17,6 +17,7 @@ from nova_precache.db.engine import errors, session as db_session, timeouts
 VERSION_TABLE = 'precache_alembic_version'
 _NOVA_TABLE = 'request_specs'
 _MIGRATIONS = pathlib.Path(__file__).parents[1] / 'migrations'
+_OLDEST_MARIADB = 10, 6  # the first with JSON_TABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +52,11 @@ def require(database: db_session.Database) -> None:
 
     A later one is accepted: releases are mixed while a service is upgraded.
 
-    :raises nova_precache.exception.ConfigError: it has no tables of this service, or old ones
+    :raises nova_precache.exception.ConfigError: it has no tables of this service, or old ones, or
+        its server is too old
     """
     found = find(database)
+    _require_server(database)
     if found.revision is None:
         raise exception.ConfigError(
             'the database has no tables of this service; run nova-precache-manage db sync'
@@ -82,7 +85,8 @@ def open_current(
 def sync(database: db_session.Database) -> None:
     """Run the pending migrations; safe to repeat.
 
-    :raises nova_precache.exception.ConfigError: the database is Nova's, or of a later release
+    :raises nova_precache.exception.ConfigError: the database is Nova's, or of a later release, or
+        its server is too old
     """
     if sa.inspect(database.engine).has_table(_NOVA_TABLE):
         raise exception.ConfigError(
@@ -90,6 +94,7 @@ def sync(database: db_session.Database) -> None:
             f'{_NOVA_TABLE}); this service needs a database of its own'
         )
     found = find(database)
+    _require_server(database)
     if found.is_newer:
         raise exception.ConfigError(
             f'the tables of this service are of a later release (revision {found.revision}, this '
@@ -99,6 +104,17 @@ def sync(database: db_session.Database) -> None:
         config = _alembic_config()
         config.attributes['connection'] = connection
         alembic.command.upgrade(config, 'head')
+
+
+def _require_server(database: db_session.Database) -> None:
+    """Refuse a server that is too old; its version is known once it was connected to."""
+    dialect = database.engine.dialect
+    version = getattr(dialect, 'server_version_info', None) or ()
+    if getattr(dialect, 'is_mariadb', False) and version[:2] < _OLDEST_MARIADB:
+        raise exception.ConfigError(
+            f'[database] connection names a MariaDB {".".join(map(str, version))}; this service '
+            f'needs {".".join(map(str, _OLDEST_MARIADB))} or newer'
+        )
 
 
 def _alembic_config() -> alembic.config.Config:
