@@ -148,6 +148,7 @@ _SEEN = (
     .outerjoin(models.Hearing, models.Hearing.cell_uuid == models.Agent.cell_uuid)
     .where(models.Agent.host.in_(sa.bindparam('hosts', expanding=True)))
 )
+# An outer join, so that servers begin with the tasks; else they read all those of the requests.
 _WANTING = (
     sa.select(
         models.Task.job_uuid,
@@ -159,10 +160,16 @@ _WANTING = (
         models.CacheRequest.global_request_id,
         db_session.database_now().label('now'),
     )
-    .join(models.CacheRequest, models.CacheRequest.id == models.Task.request_id)
+    .outerjoin(
+        models.CacheRequest,
+        sa.and_(
+            models.CacheRequest.id == models.Task.request_id,
+            demand.wants(db_session.database_now()),
+        ),
+    )
     .where(
         models.Task.job_uuid.in_(sa.bindparam('jobs', expanding=True)),
-        demand.wants(db_session.database_now()),
+        models.Task.status.in_(model.TASK_IN_FLIGHT),
     )
 )
 _BEGIN_JOBS = (
@@ -326,7 +333,8 @@ def terms(session: orm.Session, job_ids: Collection[str]) -> Mapping[str, Terms]
     """Map jobs to their terms."""
     wanting: dict[str, list[sa.Row[*tuple[Any, ...]]]] = {job_id: [] for job_id in job_ids}
     for row in db_session.run(session, _WANTING, {'jobs': list(wanting)}):
-        wanting[row.job_uuid].append(row)
+        if row.id is not None:
+            wanting[row.job_uuid].append(row)
     return {job_id: _agreed(rows) for job_id, rows in wanting.items()}
 
 

@@ -96,13 +96,9 @@ def is_cancelling() -> sa.ColumnElement[bool]:
 
 
 def wants(now: datetime.datetime | db_session.database_now) -> sa.ColumnElement[bool]:
-    """Select tasks, joined to their requests, that are in flight and want their job."""
+    """Select requests that want the jobs of their tasks in flight."""
     deadline = models.CacheRequest.deadline
-    return sa.and_(
-        models.Task.status.in_(model.TASK_IN_FLIGHT),
-        ~is_cancelling(),
-        sa.or_(deadline.is_(None), deadline > now),
-    )
+    return sa.and_(~is_cancelling(), sa.or_(deadline.is_(None), deadline > now))
 
 
 def active_keys(session: orm.Session, chosen: sa.ColumnElement[bool]) -> list[str]:
@@ -170,8 +166,8 @@ def end_unwanting(
 
 def _look(session: orm.Session, keys: Sequence[str], now: datetime.datetime) -> list[View]:
     job, task, request = models.Job, models.Task, models.CacheRequest
-    wanting = wants(now)
     in_flight = task.id.is_not(None)
+    wanting = sa.and_(in_flight, wants(now))
     flags = (
         wanting,
         sa.and_(wanting, task.open),

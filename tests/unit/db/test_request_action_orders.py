@@ -188,6 +188,7 @@ class Orders:
                     sa.select(models.Task.open, models.CacheRequest.is_planned)
                     .join(models.CacheRequest, models.CacheRequest.id == models.Task.request_id)
                     .where(models.Task.job_uuid == job.uuid, demand.wants(now))
+                    .where(models.Task.status.in_(model.TASK_IN_FLIGHT))
                 ).all()
                 assert job.ready == any(all(each) for each in wanting)
                 assert not (job.ready and job.stop_why)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 
 import pytest
+from oslo_utils.imageutils import format_inspector
 
 from nova_precache import model
 from nova_precache.image import fake
@@ -209,5 +210,5 @@ def test_non_file_stays_and_blocks_none(
 
 def test_header_probe_agrees_with_inspectors() -> None:
     """It is another list of magics, and must stay in step with theirs."""
-    among = content.format_inspector.ALL_FORMATS
+    among = format_inspector.ALL_FORMATS
     assert set(content._CONVERTED) | {'raw', 'gpt', 'iso', 'luks'} == set(among)
