@@ -90,7 +90,7 @@ class ComputeAgent:
         self._inventory = images
         self._stopping = threading.Event()
         self._registered = threading.Event()
-        self._has_left = self._is_full_report_due = False
+        self._is_known = self._has_left = self._is_full_report_due = False
         self._logged_refusal: str | None = None
         self._registering = threading.Thread(
             target=self._register_and_serve, name=f'register-{self.host}', daemon=True
@@ -145,7 +145,7 @@ class ComputeAgent:
 
     def _say_goodbye(self) -> None:
         """Report that this host stops; without that, it is down only once it has been silent."""
-        if not self._registered.is_set():
+        if not self._is_known:
             return
         try:
             self._conductor.goodbye(
@@ -202,6 +202,9 @@ class ComputeAgent:
         for attempt in attempts:
             with attempt:
                 self._conductor.register(self.state())
+                self._is_known = True
+        if self._stopping.is_set():
+            self._say_goodbye()  # that of stop() may have been before this registration
         self._logged_refusal = None
         self._is_full_report_due = True  # the conductors may have recorded another machine's cache
 
@@ -224,6 +227,7 @@ class ComputeAgent:
         LOG.error('Another agent serves host %s, waiting until it is silent: %s', self.host, why)
         self._logged_refusal = _TAKEN
         self._has_left = True
+        self._is_known = False
         self._registered.clear()
         self._transfers.stop(exception.NameLost(str(why)))
         if self._server is not None:

@@ -614,6 +614,53 @@ def test_stopping_compute_says_goodbye(
     assert conductor.goodbyes == [('h1', 'agent-1', 'boot-1')]
 
 
+def test_goodbye_said_before_serving(
+    compute: agent.ComputeAgent, conductor: FakeReporter, server: FakeServer
+) -> None:
+    starting, started = threading.Event(), threading.Event()
+
+    def start() -> None:
+        starting.set()
+        assert started.wait(WAIT_SECONDS)
+
+    server.start = start  # type: ignore[method-assign]
+    compute.start()
+    assert starting.wait(WAIT_SECONDS)
+    stopping = threading.Thread(target=compute.stop)
+
+    stopping.start()
+    wait_until(lambda: conductor.goodbyes, 'the goodbye')
+    started.set()
+    stopping.join(WAIT_SECONDS)
+
+    assert conductor.goodbyes == [('h1', 'agent-1', 'boot-1')]
+
+
+def test_goodbye_follows_late_registration(
+    compute: agent.ComputeAgent, conductor: FakeReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = conductor.register
+    asked, answered = threading.Event(), threading.Event()
+
+    def register_late(state: model.Json) -> object:
+        asked.set()
+        assert answered.wait(WAIT_SECONDS)
+        return register(state)
+
+    monkeypatch.setattr(conductor, 'register', register_late)
+    compute.start()
+    assert asked.wait(WAIT_SECONDS)
+    stopping = threading.Thread(target=compute.stop)
+
+    stopping.start()
+    wait_until(compute._stopping.is_set, 'the stop')
+    answered.set()
+    stopping.join(WAIT_SECONDS)
+
+    assert conductor.goodbyes == [('h1', 'agent-1', 'boot-1')]
+    assert not compute.is_registered
+
+
 def test_unregistered_compute_says_no_goodbye(
     compute: agent.ComputeAgent, conductor: FakeReporter
 ) -> None:
