@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which services run, as an operator sees it: killed ones, stopped ones, and what they lack."""
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import requests
 from tests.conftest import UploadImage
 from tests.integration.conftest import API, CONDUCTORS, Deployment
 from tests.service import wait_until
+from tools.servers import own_port
 
 CONDUCTOR = 'nova-precache-conductor'
 COMPUTE = 'nova-precache-compute'
@@ -152,6 +154,8 @@ def health(deployment: Deployment, free_port: Callable[[], int]) -> Any:
         deployment.configured(names[:1], {'metrics': {'port': ports[names[0]]}}),
         deployment.configured(names[1:], {'metrics': {'port': ports[names[1]]}}),
     ):
+        for name, port in ports.items():
+            wait_until(functools.partial(own_port.accepts, port), f'{name} serves its health')
         yield names, ask, parts
 
 
