@@ -615,7 +615,10 @@ def test_stopping_compute_says_goodbye(
 
 
 def test_goodbye_said_before_serving(
-    compute: agent.ComputeAgent, conductor: FakeReporter, server: FakeServer
+    compute: agent.ComputeAgent,
+    conductor: FakeReporter,
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     starting, started = threading.Event(), threading.Event()
 
@@ -623,7 +626,7 @@ def test_goodbye_said_before_serving(
         starting.set()
         assert started.wait(WAIT_SECONDS)
 
-    server.start = start  # type: ignore[method-assign]
+    monkeypatch.setattr(server, 'start', start)
     compute.start()
     assert starting.wait(WAIT_SECONDS)
     stopping = threading.Thread(target=compute.stop)
