@@ -664,6 +664,31 @@ def test_goodbye_follows_late_registration(
     assert not compute.is_registered
 
 
+def test_late_registration_has_one_goodbye(
+    compute: agent.ComputeAgent, conductor: FakeReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register, close = conductor.register, compute._name.close
+    asked = threading.Event()
+
+    def register_late(state: model.Json) -> object:
+        asked.set()
+        wait_until(compute._stopping.is_set, 'the stop')
+        return register(state)
+
+    def close_late() -> None:
+        wait_until(lambda: conductor.goodbyes, 'the goodbye of the registration')
+        close()
+
+    monkeypatch.setattr(conductor, 'register', register_late)
+    monkeypatch.setattr(compute._name, 'close', close_late)
+    compute.start()
+    assert asked.wait(WAIT_SECONDS)
+
+    compute.stop()
+
+    assert conductor.goodbyes == [('h1', 'agent-1', 'boot-1')]
+
+
 def test_unregistered_compute_says_no_goodbye(
     compute: agent.ComputeAgent, conductor: FakeReporter
 ) -> None:
