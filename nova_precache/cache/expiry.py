@@ -143,10 +143,11 @@ class CacheExpirer:
         needing = self._store.images_needing(name)
         if needing:
             return f'images in this cache need it as kernel or ramdisk: {shown.some(needing)}'
-        age_seconds = min(file.age_seconds(self._now()) for file in files)
+        # Below 0 if it was touched just now, by rounding, or if the clock was put back.
+        age_seconds = max(0.0, min(file.age_seconds(self._now()) for file in files))
         if age_seconds < min_age_seconds:
             return (
-                f'it was touched {max(0.0, age_seconds):.0f} s ago, and a boot of nova-compute '
+                f'it was touched {age_seconds:.0f} s ago, and a boot of nova-compute '
                 f'may need it for {min_age_seconds:g} s'
             )
         used = self._used_names()

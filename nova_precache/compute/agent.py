@@ -99,6 +99,7 @@ class ComputeAgent:
         self._reports = reports
         self._stopping = threading.Event()
         self._registered = threading.Event()
+        self._leaving = threading.Lock()
         self._is_known = self._has_left = self._is_full_report_due = False
         self._logged_refusal: str | None = None
         self._registering = threading.Thread(
@@ -154,9 +155,14 @@ class ComputeAgent:
             self._stop_soon(self._server, 'a call is running')
 
     def _say_goodbye(self) -> None:
-        """Report that this host stops; without that, it is down only once it has been silent."""
-        if not self._is_known:
-            return
+        """Report that this host stops; without that, it is down only once it has been silent.
+
+        Each registration has one goodbye, although two threads may want to say it.
+        """
+        with self._leaving:
+            if not self._is_known:
+                return
+            self._is_known = False
         try:
             self._conductor.goodbye(
                 self.host, str(self._identity['agent_id']), str(self._identity['boot_id'])

@@ -148,7 +148,8 @@ _SEEN = (
     .outerjoin(models.Hearing, models.Hearing.cell_uuid == models.Agent.cell_uuid)
     .where(models.Agent.host.in_(sa.bindparam('hosts', expanding=True)))
 )
-# An outer join, so that servers begin with the tasks; else they read all those of the requests.
+# An outer join, so that servers begin with the tasks; else they read all those of the requests. A
+# request that does not want its job is left out.
 _WANTING = (
     sa.select(
         models.Task.job_uuid,

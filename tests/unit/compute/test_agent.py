@@ -624,7 +624,10 @@ def test_stopping_compute_says_goodbye(
 
 
 def test_goodbye_said_before_serving(
-    compute: agent.ComputeAgent, conductor: FakeReporter, server: FakeServer
+    compute: agent.ComputeAgent,
+    conductor: FakeReporter,
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     starting, started = threading.Event(), threading.Event()
 
@@ -632,7 +635,7 @@ def test_goodbye_said_before_serving(
         starting.set()
         assert started.wait(WAIT_SECONDS)
 
-    server.start = start  # type: ignore[method-assign]
+    monkeypatch.setattr(server, 'start', start)
     compute.start()
     assert starting.wait(WAIT_SECONDS)
     stopping = threading.Thread(target=compute.stop)
@@ -668,6 +671,31 @@ def test_goodbye_follows_late_registration(
 
     assert conductor.goodbyes == [('h1', 'agent-1', 'boot-1')]
     assert not compute.is_registered
+
+
+def test_late_registration_has_one_goodbye(
+    compute: agent.ComputeAgent, conductor: FakeReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register, close = conductor.register, compute._name.close
+    asked = threading.Event()
+
+    def register_late(state: model.Json) -> object:
+        asked.set()
+        wait_until(compute._stopping.is_set, 'the stop')
+        return register(state)
+
+    def close_late() -> None:
+        wait_until(lambda: conductor.goodbyes, 'the goodbye of the registration')
+        close()
+
+    monkeypatch.setattr(conductor, 'register', register_late)
+    monkeypatch.setattr(compute._name, 'close', close_late)
+    compute.start()
+    assert asked.wait(WAIT_SECONDS)
+
+    compute.stop()
+
+    assert conductor.goodbyes == [('h1', 'agent-1', 'boot-1')]
 
 
 def test_unregistered_compute_says_no_goodbye(

@@ -28,7 +28,7 @@ from nova_precache.image import fake
 from nova_precache.notifications import emitter, payloads
 from tests.unit.conftest import CACHED, DOWN_SECONDS, World
 
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60
 REST_SECONDS = 10.0
 POLICY = retry.RetryPolicy(max_attempts=3, delay_seconds=10, max_delay_seconds=15)
 

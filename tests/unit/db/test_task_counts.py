@@ -14,7 +14,14 @@ from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db import job_batch, jobs, statistics, task_counts
+from nova_precache.db import (
+    job_batch,
+    jobs,
+    pins,
+    request_actions,
+    statistics,
+    task_counts,
+)
 from nova_precache.db.engine import models, session
 from nova_precache.db.job.call import Begin
 from nova_precache.db.request import plan as request_plan
@@ -86,6 +93,25 @@ def test_only_tasks_at_work_are_read(world: World) -> None:
     assert _tasks_read(world.database, statements) == {
         'SEARCH cache_tasks USING INDEX cache_tasks_status_idx (request_id=? AND status=?)'
     }
+
+
+def test_work_reads_no_other_tasks(world: World) -> None:
+    actions = request_actions.RequestActions(world.database)
+    with _statements(world.database) as statements:
+        request = world.planned(['h1', 'h2', 'h3'], ['i1'])
+        first, second = world.begun(), world.begun()
+        progress = model.Progress(model.TaskStatus.DOWNLOADING, 1)
+        world.jobs.record_progress([jobs.ProgressReport(first.job_id, first.epoch, 1, progress)])
+        world.jobs.finish(first.job_id, first.epoch, CACHED)
+        world.jobs.retry(second.job_id, second.epoch, BROKEN, 100)
+        actions.pause(request.id)
+        actions.resume(request.id)
+        actions.cancel(request.id)
+        pins.Pins(world.database).load()
+
+    found = _tasks_read(world.database, statements)
+    assert any('cache_tasks_job_idx' in step for step in found)
+    assert [step for step in found if 'cache_tasks_state_idx' in step] == []
 
 
 def test_totals_are_sums_over_tasks(world: World) -> None:

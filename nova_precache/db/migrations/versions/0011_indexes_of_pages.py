@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page of the tasks of a request is read in the order of an index."""
+"""Pages of the tasks of a request are read by an index, and in SQLite those of a job by theirs."""
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = '0011'
 down_revision = '0010'
-
 
 # SQLite gathers no statistics unless asked. Without any, it takes a status to be as selective as
 # a job, and reads all queued tasks to find the one of a job.

@@ -4,6 +4,7 @@
 import os
 import pathlib
 import threading
+import time
 from concurrent import futures
 
 import pytest
@@ -37,6 +38,16 @@ def test_cached_image_removed(
     assert names(instances_path) == []
     assert driver.cached_images() == []
     assert driver.remove_image(image.id) == model.ImageRemoval('absent')
+
+
+def test_image_touched_in_future_removed(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    driver, image = make_driver(), images.add(DATA)
+    driver.cache_image(images, image.id, ignore)
+    in_an_hour = time.time() + 3600
+    os.utime(base_path(instances_path, image), (in_an_hour, in_an_hour))
+    assert driver.remove_image(image.id).status == 'removed'
 
 
 def test_image_of_disk_stays(
