@@ -42,7 +42,12 @@ _REPEATED = {
         'Unable to connect to AMQP server on',
         'Unexpected error during heartbeat thread processing',
     ),
-    'oslo_messaging._drivers.amqpdriver': ('Failed to process incoming message, retrying',),
+    'oslo_messaging._drivers.amqpdriver': (
+        'Failed to process incoming message, retrying',
+        # The connection was lost with a confirmation, so the broker delivers the request again.
+        'Discarding RPC request due to failed acknowledge',
+        'ignoring duplicate message',
+    ),
 }
 
 

@@ -11,7 +11,7 @@ import oslo_messaging
 import pytest
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
-from oslo_messaging._drivers import impl_rabbit
+from oslo_messaging._drivers import amqpdriver, common, impl_rabbit
 from oslo_messaging.notify import messaging as notify
 
 from nova_precache import concurrency, exception, outages
@@ -206,6 +206,23 @@ def test_library_retries_logged_at_debug(
 
     assert len(short.records) == lines
     assert short.records[-1].message == 'The broker has blocked the connection: memory'
+
+
+@pytest.mark.parametrize(('level', 'lines'), [(logging.INFO, 0), (logging.DEBUG, 2)])
+def test_requests_delivered_again_logged_at_debug(
+    short: pytest.LogCaptureFixture, level: int, lines: int
+) -> None:
+    library = amqpdriver.LOG
+    short.set_level(level, library.name)
+
+    library.warning('Discarding RPC request due to failed acknowledge: %s', 'lost')
+    try:
+        raise common.DuplicateMessageError(msg_id='m1')
+    except common.DuplicateMessageError:
+        library.exception('ignoring duplicate message %s', 'm1')
+
+    assert len(short.records) == lines
+    assert all(record.exc_info is None for record in short.records)
 
 
 def test_periodic_outage_logged_once(
