@@ -326,6 +326,21 @@ class _Periodic(concurrency.Periodic):
     def stop(self) -> None: ...
 
 
+class Aside:
+    """Runs work in a thread of its own, one run at a time.
+
+    It waits for other work of its host, which may have ended by then.
+    """
+
+    def __init__(self, work: concurrency.Work) -> None:
+        self._work = work
+        self._thread: threading.Thread | None = None
+
+    def __call__(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = concurrency.in_background(self._work, 'aside')
+
+
 @dataclasses.dataclass(order=True)
 class _Turn:
     at: float
@@ -534,7 +549,11 @@ class _Process:
         periodic, endpoints = _Made(concurrency, 'Periodic'), _Made(manager, 'ComputeManager')
         with periodic, endpoints:
             new = wiring_compute.new_agent(self._conf, self._metrics)
-        self._work[host] = [work for each in periodic.made for work in each.work]
+        self._work[host] = [
+            (seconds, Aside(work) if work == new.report_images else work)
+            for each in periodic.made
+            for seconds, work in each.work
+        ]
         (self._endpoints[host],) = endpoints.made
         return new
 

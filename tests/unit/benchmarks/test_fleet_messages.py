@@ -196,6 +196,27 @@ def test_waiting_turns_get_more_threads() -> None:
     assert turns.rest()[1] == 20
 
 
+def test_waiting_work_delays_no_rest() -> None:
+    began, ended = threading.Event(), threading.Event()
+    runs: list[None] = []
+
+    def wait() -> None:
+        runs.append(None)
+        began.set()
+        ended.wait()
+
+    turns = agents.Turns()
+    turns.begin({'h1': [(0.01, agents.Aside(wait))]})
+    wait_until(began.is_set, 'the work begins')
+    wait_until(lambda: turns._done > 1, 'a further turn')
+
+    turns.rest()
+
+    assert not ended.is_set()
+    assert len(runs) == 1
+    ended.set()
+
+
 @pytest.mark.parametrize('arguments', [['--transfers=0'], ['--transfers=9', '--report-hosts=8']])
 def test_too_many_transfers_are_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
