@@ -87,16 +87,18 @@ class ConductorParts:
         self.backend = computes.choose(
             conf, database, self.transports, self.inventory, self.breakers, waiting
         )
+        self.pace = pace.Pace()
         self.reports = report_buffer.ReportBuffer(
             self.agents,
             self.jobs,
             caches.Caches(database),
             note_heard=self.hearings.note,
             refuse=self.backend.refuse,
+            note_late=self.hearings.restart,
+            note_transfers=self.pace.note,
             heard_seconds=common.hearing_gap_seconds(conf),
         )
         self.clock = clock.DatabaseClock(database)
-        self.pace = pace.Pace()
         exposed.registry.register(conductor_metrics.ReportCollector(self.reports))
         self.actions = request_actions.RequestActions(database)
         self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute
@@ -167,6 +169,7 @@ class ConductorParts:
                 ),
             ),
             remove=self.backend.remover(self.inventory, self.jobs, self.reports),
+            ping_arguments=functools.partial(report_endpoint.ping_arguments, self.clock),
         )
         checks = health.ConductorHealth(
             self.database.ping,

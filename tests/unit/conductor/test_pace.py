@@ -4,6 +4,7 @@
 import pytest
 
 from nova_precache.conductor import host_worker, pace, rpcapi
+from nova_precache.db import jobs
 
 
 class Heard:
@@ -14,8 +15,7 @@ class Heard:
         self.pace = pace.Pace(lambda: self.now)
 
     def report(self, hosts: int, transfers: int = 1) -> None:
-        for number in range(hosts):
-            self.pace.note('cell', f'h{number}', transfers)
+        self.pace.note({jobs.Sender('cell', f'h{number}'): transfers for number in range(hosts)})
 
 
 @pytest.fixture
@@ -49,10 +49,16 @@ def test_repeated_reports_count_once(heard: Heard) -> None:
     assert heard.pace.next_seconds() == pytest.approx(4.4)
 
 
+def test_report_written_in_parts_counts_once(heard: Heard) -> None:
+    heard.report(1000, 10)
+    heard.report(1000, 3)
+
+    assert heard.pace.next_seconds() == pytest.approx(4)
+
+
 def test_hosts_of_two_cells_add_up(heard: Heard) -> None:
     heard.report(2000)
-    for number in range(2000):
-        heard.pace.note('other', f'h{number}', 1)
+    heard.pace.note({jobs.Sender('other', f'h{number}'): 1 for number in range(2000)})
 
     assert heard.pace.next_seconds() == pytest.approx(8.8)
 

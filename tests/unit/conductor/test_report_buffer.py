@@ -223,6 +223,48 @@ def test_cell_unheard_at_once_without_messages(world: World) -> None:
     assert heard == ['cell']
 
 
+@pytest.mark.parametrize(
+    ('ages', 'free_bytes'),
+    [
+        ([1, 3], 1),
+        ([3, 1], 1),
+        ([None, 3], -1),  # an older agent's counts as sent when it is written
+        ([3, None], -1),
+        ([2, 5, 1, 4, 3], 1),
+    ],
+)
+def test_older_state_displaces_no_newer(
+    world: World,
+    reports: report_buffer.ReportBuffer,
+    ages: list[int | None],
+    free_bytes: int,
+) -> None:
+    world.living('h1')
+    world.dead('h1')
+    with world.database.reader() as session:
+        now = db_session.now(session)
+
+    for age in ages:
+        agent = _agent(world, 'h1', 'agent-h1', -1 if age is None else age)
+        sent_at = None if age is None else now - datetime.timedelta(seconds=age)
+        reports.add_state(dataclasses.replace(agent, seen_at=sent_at))
+    reports.write_states()
+
+    assert world.agents.get(['h1'])['h1'].free_bytes == free_bytes
+    assert world.agents.down(['h1']) == {}
+
+
+def test_late_cell_logged_once(
+    reports: report_buffer.ReportBuffer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        reports.hear_late('cell-1')
+        reports.write_states()
+
+    [message] = caplog.messages
+    assert message.startswith('Reports of cell cell-1 wait longer than 5 s')
+
+
 def _sent(world: World, reports: report_buffer.ReportBuffer, host: str, age: float) -> None:
     """Write the report of a host that was sent this many seconds ago, and has that as its size."""
     with world.database.reader() as session:
