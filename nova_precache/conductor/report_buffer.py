@@ -26,7 +26,7 @@ class ReportBuffer:
     A cell is heard at a write if messages of all its topics have arrived lately, one of them since
     the last write: with any of its topics silent, its hosts would be so, too, without being down.
     For the same reason, a cell whose reports have all been late lately is not heard, and one whose
-    pings are late is judged anew: its hosts are silent because reports wait too long.
+    pings are late is not judged for a while: its hosts are silent because reports wait too long.
 
     :param note_heard: records the cells that are heard
     :param note_late: records the cells whose messages arrive too late
