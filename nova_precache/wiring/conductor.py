@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from oslo_config import cfg
 
-from nova_precache import metrics, rpc
+from nova_precache import metrics, model, rpc
 from nova_precache.cells import breaker, novadb, transports
 from nova_precache.conductor import (
     announcer,
@@ -87,7 +87,9 @@ class ConductorParts:
         self.backend = computes.choose(
             conf, database, self.transports, self.inventory, self.breakers, waiting
         )
-        self.pace = pace.Pace()
+        self.pace = pace.Pace(
+            longest_seconds=min(conf.report_interval, model.LONGEST_REPORT_SECONDS)
+        )
         self.reports = report_buffer.ReportBuffer(
             self.agents,
             self.jobs,
