@@ -188,11 +188,13 @@ class SharedConnection:
             LOG.debug('Queue %s is left on a lost connection: %s', consumer.queue_name, exc)
         except kombu.channel_errors as exc:
             LOG.warning(
-                'Reconnecting to the broker: leaving queue %s failed: %s', consumer.queue_name, exc
+                'Receiving on another channel: leaving queue %s failed: %s',
+                consumer.queue_name,
+                exc,
             )
-            # The broker has closed the channel, with all its consumers. Others may be on another
-            # channel, and would be doubled if they were begun again on this connection.
-            kombu.collect()
+            # The broker has closed the channel, and so ended all consumers.
+            connection._set_current_channel(None)
+            connection._new_tags = set(connection._consumers.values())
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:

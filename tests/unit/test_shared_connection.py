@@ -50,7 +50,7 @@ class Connection:
 
     def __init__(self, error: type[Exception] | None = None) -> None:
         self.connection = self
-        self.is_closed = self.is_reconnecting = False
+        self.is_closed = False
         self.channels = 1
         self.reading = threading.Event()
         self._error = error
@@ -85,9 +85,6 @@ class Connection:
 
     def close(self) -> None:
         self.is_closed = True
-
-    def collect(self) -> None:
-        self.is_reconnecting = True
 
     @property
     def consumers(self) -> list[Consumer]:
@@ -241,17 +238,20 @@ def test_left_receiver_keeps_others(
     connection = Connection(error)
     shared = shared_connection.SharedConnection(lambda: connection)
     leaving, staying = Client(shared, 'calls'), Client(shared, 'answers')
-    left = connection.consumers[0]
+    left, stayed = connection.consumers
+    connection._new_tags.clear()  # all were begun
+    channels = connection.channels
 
     leaving.receiver.close()
 
     assert left.is_cancelled is (error is None)
-    assert connection.is_reconnecting is (error is Closed), 'others may have been on that channel'
-    assert caplog.messages == (
-        ['Reconnecting to the broker: leaving queue calls failed: it is gone']
-        if error is Closed
-        else []
-    )
+    begun_again = {connection._consumers[stayed]} if error is Closed else set()
+    assert connection._new_tags == begun_again, 'the closed channel was that of all'
+    assert connection.channels - channels == len(begun_again)
+    assert caplog.messages == [
+        f'Receiving on another channel: leaving queue {each} failed: it is gone'
+        for each in ['calls'] * len(begun_again)
+    ]
     assert [each.queue_name for each in connection.consumers] == ['answers']
     assert connection._active_tags.keys() == {'answers'}
     connection.deliver('answers', 'arrives')
