@@ -283,11 +283,13 @@ def _image_ids(session: orm.Session, names: Iterable[str]) -> Mapping[str, str]:
 def _portions(reports: Iterable[Report]) -> Iterator[list[Report]]:
     """Split reports so that no transaction takes long; in one order for all conductors."""
     some: list[Report] = []
+    rows = 0
     for report in sorted(reports, key=lambda each: each.host):
-        if some and sum(len(each.images) for each in some) >= _ROWS_AT_ONCE:
+        if some and rows >= _ROWS_AT_ONCE:
             yield some
-            some = []
+            some, rows = [], 0
         some.append(report)
+        rows += len(report.images)
     if some:
         yield some
 
