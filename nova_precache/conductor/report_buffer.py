@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from nova_precache import model, wire
+from nova_precache import exception, model, wire
 from nova_precache.conductor import rpcapi
 from nova_precache.db import agents, caches, jobs
 
@@ -18,6 +18,8 @@ LOG = logging.getLogger(__name__)
 MAX_IMAGES = 20_000
 # Per cell, between two writes: above the number of hosts that may register in a cell.
 MAX_STATES = 50_000
+# Kept for the next write while the database is away.
+MAX_PROGRESS = 50_000
 
 
 class ReportBuffer:
@@ -27,6 +29,9 @@ class ReportBuffer:
     the last write: with any of its topics silent, its hosts would be so, too, without being down.
     For the same reason, a cell whose reports have all been late lately is not heard, and one whose
     pings are late is not judged for a while: its hosts are silent because reports wait too long.
+
+    Their senders do not repeat what was buffered, so progress and inventories that the database
+    could not take are written again. Heartbeats are not: the next ones follow soon.
 
     :param note_heard: records the cells that are heard
     :param note_late: records the cells whose messages arrive too late
@@ -185,8 +190,14 @@ class ReportBuffer:
         """Write the buffered progress."""
         with self._lock:
             progress, self._progress = self._progress, {}
-        if progress:
+        if not progress:
+            return
+        try:
             self._jobs.record_progress(progress.values(), self._note_transfers)
+        except exception.DatabaseUnavailable:
+            for report in list(progress.values())[:MAX_PROGRESS]:
+                self.add_progress(report)
+            raise
 
     def write_images(self) -> None:
         """Write the buffered inventories, only those that a host's registered agent reported."""
@@ -195,15 +206,23 @@ class ReportBuffer:
 
     def _write_buffered_images(self) -> None:
         with self._lock:
-            told, self._images, self._images_count = self._images, [], 0
+            told, self._images = self._images, []
+            count, self._images_count = self._images_count, 0
         if not told:
             return
-        registered = self._agents.get({report.host for _, report in told})
-        self._caches.record(
-            report
-            for agent_id, report in told
-            if _is_of(registered.get(report.host), agent_id, report.cell_uuid)
-        )
+        try:
+            registered = self._agents.get({report.host for _, report in told})
+            self._caches.record(
+                report
+                for agent_id, report in told
+                if _is_of(registered.get(report.host), agent_id, report.cell_uuid)
+            )
+        except exception.DatabaseUnavailable:
+            with self._lock:
+                if self._images_count + count < MAX_IMAGES:
+                    self._images[:0] = told  # the later ones must win
+                    self._images_count += count
+            raise
 
 
 _Call = tuple[str | None, str, int, str | None]

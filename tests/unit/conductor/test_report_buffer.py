@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports are buffered and written in bulk, the newest of each."""
 
+import contextlib
 import dataclasses
 import datetime
 import threading
@@ -8,7 +9,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.conductor import report_buffer, rpcapi
 from nova_precache.db import caches, jobs
 from nova_precache.db.engine import models, session as db_session
@@ -75,6 +76,72 @@ def test_unrecorded_reports_leave_cell_unheard(
         reports.write_states()
 
     assert heard == []
+
+
+def _away(*arguments: object) -> None:
+    raise exception.DatabaseUnavailable('the database does not answer')
+
+
+def test_progress_written_once_database_is_back(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    begun = [world.begun(), world.begun()]
+    for each in begun:
+        reports.add_progress(_report(each, 1, 10))
+    with monkeypatch.context() as patched:
+        patched.setattr(world.jobs, 'record_progress', _away)
+        with pytest.raises(exception.DatabaseUnavailable):
+            reports.write_progress()
+    reports.add_progress(_report(begun[0], 2, 20))
+
+    reports.write_progress()
+
+    assert [world.job(each.job_id).bytes_done for each in begun] == [20, 10]
+    assert reports.sizes()['progress'] == 0
+
+
+def test_inventory_written_once_database_is_back(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.living('h1')
+    file = model.CachedImage('h1', 'a' * 40, None, 1, 1, LONG_AGO)
+    reports.add_images('agent-h1', caches.Report('h1', [file], full=True))
+    for name in ('get', 'record'):
+        with monkeypatch.context() as patched:
+            patched.setattr(world.agents if name == 'get' else reports._caches, name, _away)
+            with pytest.raises(exception.DatabaseUnavailable):
+                reports.write_images()
+    larger = dataclasses.replace(file, size_bytes=2)
+    reports.add_images('agent-h1', caches.Report('h1', [larger]))
+
+    reports.write_images()
+
+    [found] = caches.Caches(world.database).of_host('h1')
+    assert (found.size_bytes, reports.sizes()['images']) == (2, 0)
+
+
+def test_long_outage_fills_no_memory(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_buffer, 'MAX_IMAGES', 20)
+    monkeypatch.setattr(report_buffer, 'MAX_PROGRESS', 20)
+    monkeypatch.setattr(world.jobs, 'record_progress', _away)
+    monkeypatch.setattr(world.agents, 'get', _away)
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+
+    for number in range(100):
+        call = dataclasses.replace(begun, job_id=f'j{number}')
+        reports.add_progress(_report(call, 1, 10))
+        file = model.CachedImage('h1', 'a' * 40, None, 1, 1, LONG_AGO)
+        with contextlib.suppress(exception.DatabaseUnavailable):
+            reports.add_images('agent-h1', caches.Report('h1', [file]))
+        for write in (reports.write_progress, reports.write_images):
+            with contextlib.suppress(exception.DatabaseUnavailable):
+                write()
+
+    assert max(reports.sizes().values()) <= 20
 
 
 def _fail(agents: object) -> None:
