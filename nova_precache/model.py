@@ -99,8 +99,9 @@ TASK_SUCCEEDED = frozenset({TaskStatus.CACHED, TaskStatus.EXISTING})
 NOT_OURS = 'present, but cannot be'
 # Without bytes for so long, a download stands still.
 STILL_SECONDS = 10.0
-# A compute reports the progress of a transfer that moves at least so often.
-LONGEST_REPORT_SECONDS = 10.0
+# A compute reports the progress of a transfer that moves at least so often, and more often with a
+# shorter ``report_interval``.
+LONGEST_REPORT_SECONDS = 20.0
 
 
 class Retry(enum.StrEnum):

@@ -17,7 +17,7 @@ import requests
 
 _DATA = re.compile(r'^/v2/images/([0-9a-f-]{36})/file$')
 _CHUNK_BYTES = 64 * 1024
-_HOLD_SECONDS = 60
+_HOLD_SECONDS = 600
 
 
 @dataclasses.dataclass(eq=False)

@@ -43,7 +43,7 @@ _WHAT_IS_MEASURED = (
     *('part', 'database', 'hosts', 'cells', 'images', 'delay-ms', 'parallel'),
     *('every', 'broker', 'nova'),
     *('read-hosts', 'read-images', 'watchers', 'watched-seconds', 'claim-hosts', 'image-seconds'),
-    *('report-hosts', 'transfers', 'report-seconds', 'silence', 'call-hosts'),
+    *('report-hosts', 'transfers', 'report-seconds', 'report-interval', 'silence', 'call-hosts'),
 )
 _TABLES = (message_findings.reported, message_findings.written, message_findings.left)
 MARIADB_SETTINGS = {'innodb-flush-log-at-trx-commit': '1'}  # the default of its packages
@@ -222,6 +222,7 @@ class _Fleet:
                 transfers=given.transfers,
                 seconds=given.report_seconds,
                 silence_seconds=given.silence,
+                report_interval=given.report_interval,
                 database_url=url,
                 broker_url=broker_url,
                 servers=_servers(),
@@ -320,6 +321,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=20,
         help='how long reports of each kind are sent (%(default)g)',
+    )
+    parser.add_argument(
+        '--report-interval',
+        type=float,
+        default=10,
+        help='[DEFAULT] report_interval, a sixth of service_down_time (%(default)g)',
     )
     parser.add_argument(
         '--silence',

@@ -28,6 +28,7 @@ _CONFIGURATION = """\
 transport_url = {transport_url}
 state_path = {directory}
 host = conductor
+report_interval = {report_seconds:g}
 service_down_time = {down_seconds:g}
 [conductor]
 heartbeat_write_interval_seconds = {write_seconds:g}
@@ -114,6 +115,7 @@ class Conductor(own_port.OwnPort):
                 connection=database_url.replace('%', '%%'),
                 glance_url=glance_url,
                 parallel=parallel,
+                report_seconds=intervals.report_seconds,
                 down_seconds=intervals.down_seconds,
                 write_seconds=intervals.write_seconds,
             )

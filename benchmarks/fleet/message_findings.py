@@ -12,7 +12,7 @@ REPORT_TARGET_MS = 0.08
 PROGRESS_TARGET_CORES = 0.5
 QUESTION_TARGET_SECONDS = 1
 # Above [DEFAULT] service_down_time: reports are written every 5 seconds.
-LOST_TARGET_SECONDS = conductor.DEFAULT.down_seconds + 15
+LATE_TARGET_SECONDS = 15
 ONE_IMAGE_TARGET, MORE_IMAGES_TARGET = 1.0, 1.5
 WAITING_TARGET_KIB = 60
 
@@ -131,7 +131,7 @@ def _backlog(found: Messages) -> Iterable[Finding]:
         f'{after}: {each.lost_hosts:,} lost hosts up',
         each.lost_up_seconds,
         's',
-        LOST_TARGET_SECONDS,
+        each.down_seconds + LATE_TARGET_SECONDS,
     )
     yield Finding(f'{after}: other hosts shown down', each.flapped, 'hosts', 0)
 

@@ -100,6 +100,7 @@ class Backlog:
     :ivar lost_hosts: hosts that were lost meanwhile
     :ivar lost_up_seconds: how long, once a conductor served again, one of them counted as up
     :ivar flapped: the other hosts that counted as down at some time
+    :ivar down_seconds: ``service_down_time``
     """
 
     silence_seconds: float
@@ -110,6 +111,7 @@ class Backlog:
     lost_hosts: int
     lost_up_seconds: float
     flapped: int
+    down_seconds: float = conductors.DEFAULT.down_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +185,14 @@ def measure(
         running.enter_context(computes.running(broker_url))
         progress = [bench.progress(count, computes) for count in sorted(transfers)]
         return Messages(hosts, registrations, heartbeats, progress, backlog)
+
+
+def measure_with_interval(report_interval: float, **given: Any) -> Messages:
+    """Measure as :func:`measure`, with another ``report_interval`` than the default."""
+    usual = conductors.DEFAULT
+    down_seconds = usual.down_seconds / usual.report_seconds * report_interval
+    intervals = conductors.Intervals(report_interval, down_seconds, usual.write_seconds)
+    return measure(**given, intervals=intervals)
 
 
 class _Bench:
@@ -260,6 +270,7 @@ class _Bench:
             max(answered),
             len(lost),
             *seen,
+            down_seconds=self._intervals.down_seconds,
         )
 
     def progress(self, count: int, computes: 'HeldComputes') -> Progress:

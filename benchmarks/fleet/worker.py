@@ -223,7 +223,7 @@ MEASURES: Mapping[str, Callable[..., Any]] = {
     'reads': reads.measure,
     'claims': claims.measure,
     'fairness': fairness.measure,
-    'messages': messages.measure,
+    'messages': messages.measure_with_interval,
     'calls': calls.measure,
 }
 

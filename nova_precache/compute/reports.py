@@ -140,23 +140,9 @@ class Reports:
         with self._lock:
             state, self._state = self._state, None
             news, self._news = self._news, None
-        progress = self._transfers.to_report()
-        if state is None and news is None and not progress:
-            return
-        report = reporter.HostReport(
-            host=self._name.host,
-            agent_id=self._name.agent_id,
-            now=known.now,
-            seconds=now - known.at_seconds,
-            state=state,
-            progress=progress,
-            images=None if news is None else news.news,
-        )
         is_read = False
         try:
-            answer = self._conductor.report(report)
-            self._note(answer, now)
-            is_read = answer.is_taken
+            is_read = self._is_read(known, now, state, news)
         except exception.PrecacheError as exc:
             self._note_loss(exc, now)
         finally:
@@ -164,6 +150,27 @@ class Reports:
                 self._put_back(state, news)
         if is_read and news is not None:
             news.read.set_result(None)
+
+    def _is_read(
+        self, known: _Known, now: float, state: model.Json | None, news: _News | None
+    ) -> bool:
+        """Send a report, unless there is nothing new; return whether nothing is left to send."""
+        progress = self._transfers.to_report()
+        if state is None and news is None and not progress:
+            return True
+        answer = self._conductor.report(
+            reporter.HostReport(
+                host=self._name.host,
+                agent_id=self._name.agent_id,
+                now=known.now,
+                seconds=now - known.at_seconds,
+                state=state,
+                progress=progress,
+                images=None if news is None else news.news,
+            )
+        )
+        self._note(answer, now)
+        return answer.is_taken
 
     def _note(self, answer: model.ReportAnswer, sent_at: float) -> None:
         if self._lost >= MOST_LOST:
@@ -192,13 +199,13 @@ class Reports:
 
     def _put_back(self, state: model.Json | None, news: _News | None) -> None:
         """Send the same again with the next report, unless newer is to be sent then."""
-        self._transfers.report_again()
         with self._lock:
             self._state = self._state or state
             self._news = self._news or news
             is_dropped = self._is_closed or self._known is None
         if is_dropped:
             self._drop_news(exception.CellUnreachable('no conductor has read the report'))
+        self._transfers.report_again()
 
     def _drop_news(self, error: exception.PrecacheError) -> None:
         with self._lock:
@@ -236,7 +243,15 @@ class Reports:
     def _send_one_by_one(self) -> None:
         with self._lock:
             state, self._state = self._state, None
-        if state is not None:
-            self._conductor.report_state(state)
-        for each in self._transfers.to_report():
-            self._conductor.report_progress(each.job_id, each.epoch, each.sequence, each.progress)
+        is_sent = False
+        try:
+            if state is not None:
+                self._conductor.report_state(state)
+            for each in self._transfers.to_report():
+                self._conductor.report_progress(
+                    each.job_id, each.epoch, each.sequence, each.progress
+                )
+            is_sent = True
+        finally:
+            if not is_sent:
+                self._put_back(state, None)

@@ -127,6 +127,11 @@ class ReportCollector(registry.Collector):
             'Heartbeats that were dropped, because their cell had sent too many.',
             value=self._reports.dropped,
         )
+        yield core.CounterMetricFamily(
+            f'{_PREFIX}_late_reports',
+            'Reports of computes that were dropped unread, because they had waited too long.',
+            value=self._reports.late,
+        )
 
 
 class StateCollector(registry.Collector):

@@ -1,53 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often computes report: the more hosts and transfers a conductor hears, the less often.
 
-So the reports of many transfers cost a conductor about half a core. Above some 4,500 hosts with one
-transfer each, the longest interval is reached, and they cost more: add conductors.
+So the reports of many transfers cost a conductor about half a core, until the longest interval is
+reached: with 10 seconds by some 4,500 hosts with one transfer each, with 20 seconds by 9,000.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from nova_precache import model
+from nova_precache.db import jobs
 
 SHORTEST_SECONDS = 1.0
-LONGEST_SECONDS = model.LONGEST_REPORT_SECONDS
+LONGEST_SECONDS = 10.0
 CORES = 0.5
 # Of one core, for a message, and for each transfer in it with its part of a bulk write.
 MESSAGE_SECONDS = 0.001
 TRANSFER_SECONDS = 0.0001
 # Hosts with transfers report within it, though other conductors may receive some reports.
-WINDOW_SECONDS = 2 * LONGEST_SECONDS
-
-_Host = tuple[str, str]
+WINDOW_SECONDS = 2 * model.LONGEST_REPORT_SECONDS
 
 
 class Pace:
     """Counts the hosts that report transfers, and returns the interval for them; thread-safe.
 
     :param clock: seconds, with any origin
+    :param longest_seconds: of the intervals that it returns
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        longest_seconds: float = LONGEST_SECONDS,
+    ) -> None:
         self._clock = clock
+        self._longest_seconds = longest_seconds
         self._lock = threading.Lock()
         self._window = _Window(clock())
         self._cost_before = 0.0
 
-    def note(self, cell_uuid: str, host: str, transfers: int) -> None:
-        """Record that a host has reported the progress of this number of transfers."""
-        if transfers:
-            with self._lock:
-                self._turn()
-                self._window.note((cell_uuid, host), transfers)
+    def note(self, transfers: Mapping[jobs.Sender, int]) -> None:
+        """Record the number of transfers of which each host has reported.
+
+        Only what a registered agent reported of its own jobs may count: any other sender could
+        make all hosts report less often.
+        """
+        with self._lock:
+            self._turn()
+            for host, number in transfers.items():
+                if number:
+                    self._window.note(host, number)
 
     def next_seconds(self) -> float:
         """Return the time until the next report of a host with transfers."""
         with self._lock:
             self._turn()
             cost_seconds = max(self._window.cost_seconds(), self._cost_before)
-        return min(max(SHORTEST_SECONDS, cost_seconds / CORES), LONGEST_SECONDS)
+        return min(max(SHORTEST_SECONDS, cost_seconds / CORES), self._longest_seconds)
 
     def _turn(self) -> None:
         """Begin another window if the current one has ended."""
@@ -59,16 +69,20 @@ class Pace:
 
 
 class _Window:
-    """The newest number of transfers of each host that reported since it began."""
+    """The largest number of transfers of each host that reported since it began.
+
+    A report may be written in two parts.
+    """
 
     def __init__(self, began_at: float) -> None:
         self.began_at = began_at
-        self._of_hosts: dict[_Host, int] = {}
+        self._of_hosts: dict[jobs.Sender, int] = {}
         self._transfers = 0
 
-    def note(self, host: _Host, transfers: int) -> None:
-        self._transfers += transfers - self._of_hosts.get(host, 0)
-        self._of_hosts[host] = transfers
+    def note(self, host: jobs.Sender, transfers: int) -> None:
+        known = self._of_hosts.get(host, 0)
+        self._of_hosts[host] = max(known, transfers)
+        self._transfers += self._of_hosts[host] - known
 
     def cost_seconds(self) -> float:
         """Return the time of one core for one report of each host."""

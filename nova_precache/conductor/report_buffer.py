@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Buffers the reports of computes, so that they are written in bulk and not one by one."""
 
+import datetime
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from nova_precache import model
+from nova_precache import exception, model, wire
 from nova_precache.conductor import rpcapi
 from nova_precache.db import agents, caches, jobs
+
+LOG = logging.getLogger(__name__)
 
 # The report that reaches this number of buffered images writes all of them at once, unless some
 # are being written: others wait for no write, since heartbeats arrive with them.
 MAX_IMAGES = 20_000
 # Per cell, between two writes: above the number of hosts that may register in a cell.
 MAX_STATES = 50_000
+# Kept for the next write while the database is away.
+MAX_PROGRESS = 50_000
 
 
 class ReportBuffer:
@@ -21,11 +27,19 @@ class ReportBuffer:
 
     A cell is heard at a write if messages of all its topics have arrived lately, one of them since
     the last write: with any of its topics silent, its hosts would be so, too, without being down.
+    For the same reason, a cell whose reports have all been late lately is not heard, and one whose
+    pings are late is not judged for a while: its hosts are silent because reports wait too long.
+
+    Their senders do not repeat what was buffered, so progress and inventories that the database
+    could not take are written again. Heartbeats are not: the next ones follow soon.
 
     :param note_heard: records the cells that are heard
+    :param note_late: records the cells whose messages arrive too late
+    :param note_transfers: called with the number of transfers of which each host has reported
     :param heard_seconds: how long a message shows that its topic is heard
     :param refuse: called with agents that reported but are not registered for their hosts
     :ivar dropped: number of heartbeats that were dropped, because their cell had sent too many
+    :ivar late: number of reports that were dropped, because they had waited for too long
     """
 
     def __init__(
@@ -35,6 +49,8 @@ class ReportBuffer:
         cache_store: caches.Caches,
         note_heard: Callable[[Collection[str]], None] = lambda cell_uuids: None,
         refuse: Callable[[Collection[model.Agent]], None] = lambda agents: None,
+        note_late: Callable[[Collection[str]], None] = lambda cell_uuids: None,
+        note_transfers: Callable[[Mapping[jobs.Sender, int]], None] = lambda transfers: None,
         heard_seconds: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -43,12 +59,18 @@ class ReportBuffer:
         self._caches = cache_store
         self._note_heard = note_heard
         self._refuse = refuse
+        self._note_late = note_late
+        self._note_transfers = note_transfers
         self._heard_seconds = heard_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self.dropped = 0
+        self.dropped = self.late = 0
         self._heard: dict[str, dict[str, float]] = {}
         self._newly_heard: set[str] = set()
+        self._taken: dict[str, float] = {}
+        self._dropped: dict[str, float] = {}
+        self._late: set[str] = set()
+        self._senders = wire.Senders(LOG)
         self._states: dict[str, dict[tuple[str, str], model.Agent]] = {}
         self._progress: dict[_Call, jobs.ProgressReport] = {}
         self._images: list[tuple[str, caches.Report]] = []
@@ -61,12 +83,35 @@ class ReportBuffer:
             self._heard.setdefault(cell_uuid, {})[topic] = self._clock()
             self._newly_heard.add(cell_uuid)
 
+    def take(self, cell_uuid: str, topic: str) -> None:
+        """Record that a report of a cell has arrived in time."""
+        self.hear(cell_uuid, topic)
+        with self._lock:
+            self._taken[cell_uuid] = self._clock()
+
+    def drop(self, cell_uuid: str) -> None:
+        """Record that a report of a cell was dropped, as it has waited for too long."""
+        with self._lock:
+            self._dropped[cell_uuid] = self._clock()
+            self.late += 1
+
+    def hear_late(self, cell_uuid: str) -> None:
+        """Record that messages of a cell wait too long: hosts may be silent only for that."""
+        with self._lock:
+            self._late.add(cell_uuid)
+
     def add_state(self, agent: model.Agent) -> None:
-        """Buffer a heartbeat; drop one of a further agent if its cell has sent too many."""
+        """Buffer a heartbeat, unless a later one of the agent is buffered.
+
+        Drop one of a further agent if its cell has sent too many.
+        """
         key = agent.host, agent.agent_id
         with self._lock:
             states = self._states.setdefault(agent.cell_uuid, {})
-            if key in states or len(states) < MAX_STATES:
+            known = states.get(key)
+            if known is not None and _sent_at(known) > _sent_at(agent):
+                return
+            if known is not None or len(states) < MAX_STATES:
                 states[key] = agent
             else:
                 self.dropped += 1
@@ -104,31 +149,55 @@ class ReportBuffer:
             }
 
     def write_states(self) -> None:
-        """Write the buffered heartbeats, and which cells were heard."""
+        """Write the buffered heartbeats, and which cells were heard, or too late."""
         with self._lock:
             states, self._states = self._states, {}
-            heard = self._heard_cells()
+            late, self._late = self._late, set()
+            heard = [each for each in self._heard_cells() if each not in late]
+        if late:  # first: until then, its silent hosts may be judged
+            self._warn(late)
+            self._note_late(late)
         reports = [agent for of_cell in states.values() for agent in of_cell.values()]
         if reports and (unregistered := self._agents.report(reports)):
             self._refuse(unregistered)
         if heard:  # only now: a conductor that cannot record heartbeats has not heard the cell
             self._note_heard(heard)
 
+    def _warn(self, late: Collection[str]) -> None:
+        for cell_uuid in late:
+            if self._senders.is_first('late messages', cell_uuid):
+                LOG.warning(
+                    'Reports of cell %s wait longer than %g s, after which they are dropped: '
+                    'add conductors, or CPUs for them',
+                    cell_uuid,
+                    rpcapi.REPORT_SECONDS,
+                )
+
     def _heard_cells(self) -> Collection[str]:
-        since = self._clock() - self._heard_seconds
         newly, self._newly_heard = self._newly_heard, set()
-        return [
-            cell_uuid
-            for cell_uuid in newly
-            if all(self._heard[cell_uuid].get(topic, since) > since for topic in rpcapi.CELL_TOPICS)
-        ]
+        return [each for each in newly if self._is_heard(each)]
+
+    def _is_heard(self, cell_uuid: str) -> bool:
+        since = self._clock() - self._heard_seconds
+        has_taken, has_dropped = (
+            of_cells.get(cell_uuid, since) > since for of_cells in (self._taken, self._dropped)
+        )
+        heard = self._heard[cell_uuid]
+        arrive = all(heard.get(topic, since) > since for topic in rpcapi.CELL_TOPICS)
+        return arrive and (has_taken or not has_dropped)
 
     def write_progress(self) -> None:
         """Write the buffered progress."""
         with self._lock:
             progress, self._progress = self._progress, {}
-        if progress:
-            self._jobs.record_progress(progress.values())
+        if not progress:
+            return
+        try:
+            self._jobs.record_progress(progress.values(), self._note_transfers)
+        except exception.DatabaseUnavailable:
+            for report in list(progress.values())[:MAX_PROGRESS]:
+                self.add_progress(report)
+            raise
 
     def write_images(self) -> None:
         """Write the buffered inventories, only those that a host's registered agent reported."""
@@ -137,18 +206,31 @@ class ReportBuffer:
 
     def _write_buffered_images(self) -> None:
         with self._lock:
-            told, self._images, self._images_count = self._images, [], 0
+            told, self._images = self._images, []
+            count, self._images_count = self._images_count, 0
         if not told:
             return
-        registered = self._agents.get({report.host for _, report in told})
-        self._caches.record(
-            report
-            for agent_id, report in told
-            if _is_of(registered.get(report.host), agent_id, report.cell_uuid)
-        )
+        try:
+            registered = self._agents.get({report.host for _, report in told})
+            self._caches.record(
+                report
+                for agent_id, report in told
+                if _is_of(registered.get(report.host), agent_id, report.cell_uuid)
+            )
+        except exception.DatabaseUnavailable:
+            with self._lock:
+                if self._images_count + count < MAX_IMAGES:
+                    self._images[:0] = told  # the later ones must win
+                    self._images_count += count
+            raise
 
 
 _Call = tuple[str | None, str, int, str | None]
+
+
+def _sent_at(agent: model.Agent) -> datetime.datetime:
+    """Return when a heartbeat was sent; one of an older agent counts as sent when it is written."""
+    return agent.seen_at or datetime.datetime.max  # noqa: DTZ901 - in UTC, as times are kept
 
 
 def _is_of(agent: model.Agent | None, agent_id: str, cell_uuid: str | None) -> bool:

@@ -27,6 +27,14 @@ def first_answer(database_clock: clock.DatabaseClock, interval: pace.Pace) -> mo
     return model.ReportAnswer(database_clock.now(), interval.next_seconds())
 
 
+def ping_arguments(database_clock: clock.DatabaseClock) -> model.Json:
+    """Return the arguments of a ping by which its receiver can see whether it is late."""
+    try:
+        return {'sent': rpcapi.sending_time(database_clock.now())}
+    except exception.DatabaseUnavailable:
+        return {}  # the ping still shows whether the broker delivers
+
+
 class ReportEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     """RPC methods of the reports' topic.
 
@@ -48,9 +56,20 @@ class ReportEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         self._pace = interval
         self._senders = wire.Senders(LOG)
 
-    def ping(self, ctxt: context.RequestContext, **unknown: Any) -> str:
-        """Record that reports of the cell arrive, and return the version that is served."""
-        self._reports.hear(self._cell_uuid, rpcapi.REPORTS_TOPIC)
+    @rpc.refuses(exception.InvalidInput, exception.DatabaseUnavailable)
+    def ping(self, ctxt: context.RequestContext, sent: object = None, **unknown: Any) -> str:
+        """Record whether reports of the cell arrive in time; return the version that is served.
+
+        :param sent: as of a report, by the conductor that sends the ping; None if it does not
+            know the database's time
+        :raises nova_precache.exception.DatabaseUnavailable: the time is not known yet
+        :raises nova_precache.exception.InvalidInput: the time is out of range
+        """
+        sent_at = wire.maybe(wire.sending_time, sent, 'sent')
+        if sent_at is not None and self._is_late(sent_at, self._clock.now()):
+            self._reports.hear_late(self._cell_uuid)
+        else:
+            self._reports.hear(self._cell_uuid, rpcapi.REPORTS_TOPIC)
         return super().ping(ctxt)
 
     @rpc.refuses(exception.InvalidInput, exception.DatabaseUnavailable)
@@ -79,11 +98,16 @@ class ReportEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             agent = wire.text(agent_id, 'agent_id', wire.ID_MAX, 1)
             sent_at = wire.sending_time(sent, 'sent')
         now = self._clock.now()
-        is_late = now - sent_at > datetime.timedelta(seconds=rpcapi.REPORT_SECONDS)
-        if not is_late:
-            self._reports.hear(self._cell_uuid, rpcapi.REPORTS_TOPIC)
+        is_late = self._is_late(sent_at, now)
+        if is_late:
+            self._reports.drop(self._cell_uuid)
+        else:
+            self._reports.take(self._cell_uuid, rpcapi.REPORTS_TOPIC)
             self._read(name, agent, min(sent_at, now), state, progress, images)
         return model.ReportAnswer(now, self._pace.next_seconds(), not is_late).to_wire()
+
+    def _is_late(self, sent_at: datetime.datetime, now: datetime.datetime) -> bool:
+        return now - sent_at > datetime.timedelta(seconds=rpcapi.REPORT_SECONDS)
 
     def _read(
         self,
@@ -104,7 +128,6 @@ class ReportEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
                 self._reports.add_state(dataclasses.replace(agent, seen_at=sent_at))
         with self._skipping('progress', host):
             transfers = wire.items(progress, 'progress', wire.TRANSFERS_MAX)
-            self._pace.note(self._cell_uuid, host, len(transfers))
             for each in transfers:
                 with self._skipping('progress', host):
                     get = wire.mapping(each, 'progress').get

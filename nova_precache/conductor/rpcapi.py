@@ -13,7 +13,8 @@ History:
 * 1.3 - ``goodbye`` of a compute that stops
 * 1.4 - ``remove_image``, which the API calls
 * 1.5 - ``report`` on a topic of its own, if the answer to ``register`` has ``reports``; it
-  replaces ``report_state``, ``report_progress`` and ``report_images``
+  replaces ``report_state``, ``report_progress`` and ``report_images``; ``ping`` on that topic
+  takes ``sent``
 
 A new minor version adds methods or arguments; a conductor ignores unknown arguments, and
 unknown keys of a state or a progress. Nothing works without 1.0, so no pin may be lower.
@@ -169,7 +170,7 @@ class ConductorReporter:
             timeout_seconds=REPORT_SECONDS,
             host=report.host,
             agent_id=report.agent_id,
-            sent={'now': _time(report.now), 'seconds': report.seconds},
+            sent=sending_time(report.now, report.seconds),
             state=report.state,
             progress=[
                 {
@@ -276,6 +277,11 @@ class ConductorReporter:
             raise exception.CellUnreachable(f'no conductor answered {method}: {exc}') from exc
         self._answered_at = self._clock()
         return answer
+
+
+def sending_time(now: datetime.datetime, seconds: float = 0) -> model.Json:
+    """Build the time at which a message is sent: ``seconds`` after a time of the database."""
+    return {'now': _time(now), 'seconds': seconds}
 
 
 def _progress(progress: model.Progress) -> model.Json:

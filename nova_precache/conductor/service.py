@@ -90,6 +90,7 @@ class Conductor:
         correct_clock: Callable[[], None],
         periods: Periods,
         remove: manager.Remove,
+        ping_arguments: Callable[[], model.Json] = dict,
     ) -> None:
         self._conductor_id = conductor_id
         self._dispatcher = dispatch
@@ -103,6 +104,7 @@ class Conductor:
         self._cell_endpoint = cell_endpoint
         self._report_endpoint = report_endpoint
         self._remove = remove
+        self._ping_arguments = ping_arguments
         self._served: dict[str, _Served] = {}
         self._cell_names: dict[str, str] = {}
         self._periodic = concurrency.Periodic(
@@ -231,8 +233,10 @@ class Conductor:
 
     def _probe_brokers(self) -> None:
         """Probe which brokers are away or back; the probe also records the cell as heard."""
+        # Only there: conductors of the first release take no arguments, and do not serve it.
+        arguments = {rpcapi.REPORTS_TOPIC: self._ping_arguments()}
         for served in list(self._served.values()):
-            served.transport.probe_in_background(*served.servers)
+            served.transport.probe_in_background(*served.servers, arguments=arguments)
 
     def _renew(self) -> None:
         held = self._jobs.renew(self._conductor_id)

@@ -7,6 +7,7 @@ another epoch (a call from a dead broker's queue, late progress, the result of a
 conductor that lost its lease) changes no row.
 """
 
+import collections
 import dataclasses
 import datetime
 import logging
@@ -34,6 +35,7 @@ LOG = logging.getLogger(__name__)
 
 Assignment = call.Assignment
 ProgressReport = progress.ProgressReport
+Sender = progress.Sender
 Terms = call.Terms
 Finish = job_finish.Finish
 NextJobResult = job_batch.NextJobResult
@@ -253,14 +255,23 @@ class Jobs:
         with self._database.reader() as session:
             return session.scalars(query).all()
 
-    def record_progress(self, reports: Collection[ProgressReport]) -> int:
+    def record_progress(
+        self,
+        reports: Collection[ProgressReport],
+        accepted: Callable[[Mapping[Sender, int]], None] = lambda transfers: None,
+    ) -> int:
         """Write progress reports in chunks; return how many still counted.
 
         An outcome waits for one chunk at most. A report that the database refuses is skipped,
         and its job is named in the log.
+
+        :param accepted: called with the number of active jobs of which each agent has reported
+            that is registered for their host
         """
         with self._database.reader() as session:
             chosen = progress.choose(session, reports)
+        active = {each.row_id: each.sender for each in chosen}
+        accepted(collections.Counter(active.values()))
         counts = db_session.in_chunks(
             chosen,
             REPORTS_AT_ONCE,

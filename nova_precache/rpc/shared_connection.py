@@ -13,11 +13,14 @@ that its next user does not wait for a broker that is away.
 """
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from oslo_messaging._drivers import amqpdriver, base, common, impl_rabbit, pool
+
+LOG = logging.getLogger(__name__)
 
 # How long a thread reads before others get their turn: to declare a queue, or to stop.
 TURN_SECONDS = 1.0
@@ -178,8 +181,20 @@ class SharedConnection:
         connection._active_tags.pop(consumer.queue_name, None)
         connection._new_tags.discard(tag)
         kombu = connection.connection
-        with contextlib.suppress(*kombu.recoverable_connection_errors, *kombu.channel_errors):
+        try:
             consumer.cancel(tag)
+        except kombu.recoverable_connection_errors as exc:
+            # The broker has dropped the consumer; the next use of the connection reconnects.
+            LOG.debug('Queue %s is left on a lost connection: %s', consumer.queue_name, exc)
+        except kombu.channel_errors as exc:
+            LOG.warning(
+                'Receiving on another channel: leaving queue %s failed: %s',
+                consumer.queue_name,
+                exc,
+            )
+            # The broker has closed the channel, and so ended all consumers.
+            connection._set_current_channel(None)
+            connection._new_tags = set(connection._consumers.values())
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ MOST_UNANSWERED = 32
 MOST_PAUSES = 12
 # No server listens to it.
 PROBE_TOPIC = 'precache_probe'
+_PROBE: Mapping[str, Mapping[str, object]] = {PROBE_TOPIC: {}}
 # The drivers of oslo.messaging that have RPC; the part of a scheme after a + is for theirs.
 _BROKERS = frozenset({'rabbit', 'kombu'})
 _IN_MEMORY = 'fake'
@@ -129,32 +130,38 @@ class Transport:
             with self.noted():
                 _wait(self._begin_probe(), seconds)
 
-    def probe_in_background(self, *topics: str) -> None:
+    def probe_in_background(
+        self, *topics: str, arguments: Mapping[str, Mapping[str, object]] | None = None
+    ) -> None:
         """Cast pings, which servers of the topics receive while the broker delivers messages.
 
         Servers of every release know it. The result is recorded for the log. Call this every
         few seconds: after failures it skips some calls, so that oslo.messaging can reconnect.
+
+        :param arguments: of the ping to a topic, if it has any
         """
         with self._lock:
             is_pausing = self._pauses > 0
             self._pauses -= int(is_pausing)
         if not is_pausing:
-            self._begin_probe(topics)
+            self._begin_probe({topic: (arguments or {}).get(topic, {}) for topic in topics})
 
-    def _begin_probe(self, topics: Sequence[str] = (PROBE_TOPIC,)) -> 'futures.Future[None]':
+    def _begin_probe(
+        self, pings: Mapping[str, Mapping[str, object]] = _PROBE
+    ) -> 'futures.Future[None]':
         """Start a probe unless one is running, which may last until the broker is back."""
         with self._lock:
             if self._probe is None or self._probe.done():
-                work = functools.partial(self._use, functools.partial(self._send_probe, topics))
+                work = functools.partial(self._use, functools.partial(self._send_probe, pings))
                 self._probe = _in_background(context.admin_context(), work)
             return self._probe
 
-    def _send_probe(self, topics: Sequence[str]) -> None:
+    def _send_probe(self, pings: Mapping[str, Mapping[str, object]]) -> None:
         try:
             with self.noted(), errors.translate_errors('ping'):
                 # First casts, which fail at a dead broker.
-                for topic in topics:
-                    self._prober(topic).cast(context.admin_context(), 'ping')
+                for topic, arguments in pings.items():
+                    self._prober(topic).cast(context.admin_context(), 'ping', **arguments)
                 if not self._is_ready_for_replies:
                     with contextlib.suppress(messaging.MessageUndeliverable):
                         prober = self._prober(PROBE_TOPIC, must_arrive=True)

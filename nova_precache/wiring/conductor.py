@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from oslo_config import cfg
 
-from nova_precache import metrics, rpc
+from nova_precache import metrics, model, rpc
 from nova_precache.cells import breaker, novadb, transports
 from nova_precache.conductor import (
     announcer,
@@ -87,16 +87,20 @@ class ConductorParts:
         self.backend = computes.choose(
             conf, database, self.transports, self.inventory, self.breakers, waiting
         )
+        self.pace = pace.Pace(
+            longest_seconds=min(conf.report_interval, model.LONGEST_REPORT_SECONDS)
+        )
         self.reports = report_buffer.ReportBuffer(
             self.agents,
             self.jobs,
             caches.Caches(database),
             note_heard=self.hearings.note,
             refuse=self.backend.refuse,
+            note_late=self.hearings.restart,
+            note_transfers=self.pace.note,
             heard_seconds=common.hearing_gap_seconds(conf),
         )
         self.clock = clock.DatabaseClock(database)
-        self.pace = pace.Pace()
         exposed.registry.register(conductor_metrics.ReportCollector(self.reports))
         self.actions = request_actions.RequestActions(database)
         self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute
@@ -167,6 +171,7 @@ class ConductorParts:
                 ),
             ),
             remove=self.backend.remover(self.inventory, self.jobs, self.reports),
+            ping_arguments=functools.partial(report_endpoint.ping_arguments, self.clock),
         )
         checks = health.ConductorHealth(
             self.database.ping,

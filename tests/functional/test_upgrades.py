@@ -18,6 +18,7 @@ from nova_precache.conductor import (
     report_endpoint,
     rpcapi as conductor_rpcapi,
 )
+from nova_precache.download.pipeline import BUFFER_BYTES
 from nova_precache.wiring import compute as wiring_compute, conductor as wiring_conductor
 from tests import gateway as site_link
 from tests.conftest import UploadImage
@@ -228,8 +229,8 @@ def test_newer_compute_reports_to_last_release(
 ) -> None:
     monkeypatch.setattr(wiring_conductor.manager, 'CellEndpoint', ConductorOf14)
     service = start(image_cache={'precache_concurrency': 4}).service
-    host, image_id = service.hosts[0], upload_image(os.urandom(4 * MIB))
-    gateway.hold(at_byte=MIB)
+    host, image_id = service.hosts[0], upload_image(os.urandom(2 * BUFFER_BYTES))
+    gateway.hold(at_byte=BUFFER_BYTES)  # what has not filled a buffer is not progress yet
 
     request_id = service.cache(service.aggregate('edge'), image_id)
     gateway.wait_for(1)

@@ -177,6 +177,30 @@ def test_queue_declared_on_lost_connection(
     server.stop()
 
 
+def test_closed_channel_leaves_answers(
+    pair: tuple[rpc.Transport, rpc.Transport], caplog: pytest.LogCaptureFixture
+) -> None:
+    sharing, usual = pair
+    server = rpc.Server(sharing, TOPIC, 'c', [Endpoint()])
+    server.start()
+    assert _ask(usual, 'c', 'in') == 'in'
+    shared = sharing.serving._driver._connection_pool._shared
+    [receiver] = [
+        receiver
+        for receiver, consumers in shared._consumers.items()
+        if any(each.queue_name.endswith('.c') for each in consumers)
+    ]
+
+    with shared._exclusively():
+        # The broker closes the channel for that, before it is asked to cancel the consumer.
+        shared._connection.channel.basic_ack(2**40)
+        shared._cancel_all(receiver)
+    server.stop()
+
+    assert 'leaving queue precache_test.c failed' in caplog.text
+    assert [_ask(usual, 'a', 'in'), _ask(sharing, 'b', 'out')] == ['in', 'out']
+
+
 def test_queue_of_other_durability_leaves_answers(url: str) -> None:
     usual = _connect(url, shares_connections=False)
     before = rpc.Server(usual, TOPIC, 'a', [Endpoint()])

@@ -28,7 +28,9 @@ def pair(
     names = (*CONDUCTORS, first.name, second.name)
     changes = {
         'DEFAULT': {'instances_path': path},
-        'image_cache': {'precache_concurrency': 2},
+        # A held download must not be given up, however late the other host is.
+        'image_cache': {'precache_concurrency': 2, 'min_rate_bytes': 0},
+        'glance': {'read_timeout_seconds': 600},
     }
     with whole_deployment.configured(names, changes):
         yield Host(first.name, first.cell, str(path)), Host(second.name, second.cell, str(path))

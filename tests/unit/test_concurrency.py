@@ -8,6 +8,7 @@ import weakref
 import pytest
 
 from nova_precache import backend, concurrency
+from tests.service import wait_until
 
 WAIT_SECONDS = 20
 
@@ -121,10 +122,12 @@ def test_timely_service_waited_for() -> None:
 def test_pool_starts_thread_only_if_none_free() -> None:
     pool = concurrency.ThreadPool(8)
 
-    threads = {pool.submit(threading.current_thread).result(WAIT_SECONDS) for _ in range(20)}
+    threads = set()
+    for _ in range(20):
+        threads.add(pool.submit(threading.current_thread).result(WAIT_SECONDS))
+        wait_until(lambda: pool._free == 1, 'the thread waits for work')
 
-    # A thread that has just resolved its work may not be free yet when the next work comes.
-    assert 1 <= len(threads) <= 3
+    assert len(threads) == 1
     pool.shutdown()
 
 

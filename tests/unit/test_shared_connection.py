@@ -21,18 +21,24 @@ class Broken(Exception):
     """An error of a broker that is gone."""
 
 
+class Closed(Exception):
+    """An error of a channel that the broker has closed."""
+
+
 class Consumer:
     """A consumer on a connection, as the driver keeps it."""
 
-    def __init__(self, name: str, callback: Callable[[Any], None], is_lost: bool) -> None:
+    def __init__(
+        self, name: str, callback: Callable[[Any], None], error: type[Exception] | None
+    ) -> None:
         self.queue_name = name
         self.callback = callback
         self.is_cancelled = False
-        self._is_lost = is_lost
+        self._error = error
 
     def cancel(self, tag: int) -> None:
-        if self._is_lost:
-            raise Broken
+        if self._error is not None:
+            raise self._error('it is gone')
         self.is_cancelled = True
 
 
@@ -40,14 +46,14 @@ class Connection:
     """Delivers what a test puts into queues, and fails if two threads use it."""
 
     recoverable_connection_errors = (Broken,)
-    channel_errors = ()
+    channel_errors = (Closed,)
 
-    def __init__(self, is_lost: bool = False) -> None:
+    def __init__(self, error: type[Exception] | None = None) -> None:
         self.connection = self
         self.is_closed = False
         self.channels = 1
         self.reading = threading.Event()
-        self._is_lost = is_lost
+        self._error = error
         self._consumers: dict[Consumer, int] = {}
         self._active_tags: dict[str, int] = {}
         self._new_tags: set[int] = set()
@@ -57,7 +63,7 @@ class Connection:
     def declare_direct_consumer(self, topic: str, callback: Callable[[Any], None]) -> None:
         with self._use():
             tag = len(self._active_tags) + 1
-            self._consumers[Consumer(topic, callback, self._is_lost)] = tag
+            self._consumers[Consumer(topic, callback, self._error)] = tag
             self._active_tags[topic] = tag
 
     def _set_current_channel(self, channel: None) -> None:
@@ -225,16 +231,27 @@ def test_stopped_receiver_takes_no_message(
     assert other.read() == ['arrives']
 
 
-@pytest.mark.parametrize('is_lost', [False, True], ids=['connected', 'lost'])
-def test_left_receiver_keeps_others(is_lost: bool) -> None:
-    connection = Connection(is_lost)
+@pytest.mark.parametrize('error', [None, Broken, Closed], ids=['connected', 'lost', 'closed'])
+def test_left_receiver_keeps_others(
+    error: type[Exception] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = Connection(error)
     shared = shared_connection.SharedConnection(lambda: connection)
     leaving, staying = Client(shared, 'calls'), Client(shared, 'answers')
-    left = connection.consumers[0]
+    left, stayed = connection.consumers
+    connection._new_tags.clear()  # all were begun
+    channels = connection.channels
 
     leaving.receiver.close()
 
-    assert left.is_cancelled is not is_lost
+    assert left.is_cancelled is (error is None)
+    begun_again = {connection._consumers[stayed]} if error is Closed else set()
+    assert connection._new_tags == begun_again, 'the closed channel was that of all'
+    assert connection.channels - channels == len(begun_again)
+    assert caplog.messages == [
+        f'Receiving on another channel: leaving queue {each} failed: it is gone'
+        for each in ['calls'] * len(begun_again)
+    ]
     assert [each.queue_name for each in connection.consumers] == ['answers']
     assert connection._active_tags.keys() == {'answers'}
     connection.deliver('answers', 'arrives')

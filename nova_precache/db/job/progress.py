@@ -36,6 +36,14 @@ class ProgressReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sender:
+    """A host whose registered agent reports the progress of its jobs."""
+
+    cell_uuid: str
+    host: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Chosen:
     """A report about an active job by its agent.
 
@@ -43,13 +51,16 @@ class Chosen:
     """
 
     report: ProgressReport
+    sender: Sender
     row_id: int
     active_key: str
 
 
 _AGENT, _JOB, _TASK = (db_session.table(each) for each in (models.Agent, models.Job, models.Task))
 _ACTIVE = (
-    sa.select(_JOB.c.uuid, _JOB.c.id, _JOB.c.active_key, _JOB.c.cell_uuid, _AGENT.c.agent_id)
+    sa.select(
+        _JOB.c.uuid, _JOB.c.id, _JOB.c.active_key, _JOB.c.cell_uuid, _JOB.c.host, _AGENT.c.agent_id
+    )
     .outerjoin(_AGENT, _AGENT.c.host == _JOB.c.host)
     .where(_JOB.c.uuid.in_(db_session.keys()), _JOB.c.active_key.is_not(None))
 )
@@ -116,7 +127,7 @@ def choose(session: orm.Session, reports: Collection[ProgressReport]) -> Sequenc
         for row in db_session.run(session, _ACTIVE, {'keys': keys})
     }
     chosen = [
-        Chosen(report, job.id, job.active_key)
+        Chosen(report, Sender(job.cell_uuid, job.host), job.id, job.active_key)
         for report in reports
         if (job := active.get(report.job_id)) is not None
         and report.cell_uuid in (None, job.cell_uuid)

@@ -210,6 +210,95 @@ def test_unread_report_sent_again(host: Host, conductor: FakeReporter) -> None:
     assert (report.now, report.seconds) == (conductor.now, 1)
 
 
+class Unreadable:
+    """Progress whose reading fails."""
+
+    def __init__(self, running: transfers.Transfers, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._read = running.to_report
+        self._is_bad = True
+        monkeypatch.setattr(running, 'to_report', self._to_report)
+
+    def _to_report(self) -> list[transfers.Following]:
+        found = self._read()  # it counts as reported from now on
+        if self._is_bad:
+            raise ValueError('the meter is damaged')
+        return found
+
+    def mend(self) -> None:
+        self._is_bad = False
+
+
+@pytest.mark.parametrize('serves', [True, False])
+def test_unreadable_progress_loses_no_news(
+    host: Host,
+    moving: Moving,
+    conductor: FakeReporter,
+    monkeypatch: pytest.MonkeyPatch,
+    serves: bool,
+) -> None:
+    conductor.serves = serves
+    host.register()
+    host.reports.add_state({'free_bytes': 1})
+    told = host.has_news()
+    progress = Unreadable(host.running, monkeypatch)
+    with pytest.raises(ValueError, match='damaged'):
+        host.after(1)
+    assert told.done() is not serves
+
+    progress.mend()
+    host.after(1)
+
+    told.result(WAIT_SECONDS)
+    assert conductor.states[-1] == {'free_bytes': 1}
+    assert [job_id for job_id, *_ in conductor.progress] == ['j1']
+    assert conductor.images == [('h1', 'agent-1', NEWS)]
+
+
+@pytest.mark.parametrize('serves', [True, False])
+def test_unsent_report_loses_no_news(
+    host: Host, moving: Moving, conductor: FakeReporter, serves: bool
+) -> None:
+    conductor.serves = serves
+    host.register()
+    host.reports.add_state({'free_bytes': 1})
+    conductor.report_errors = [ValueError('it cannot be serialised')]
+    with pytest.raises(ValueError, match='serialised'):
+        host.after(1)
+
+    host.after(1)
+
+    assert conductor.states == [{'free_bytes': 1}]
+    assert [job_id for job_id, *_ in conductor.progress] == ['j1']
+
+
+def test_unsent_progress_repeated_to_older_conductor(
+    host: Host, moving: Moving, conductor: FakeReporter
+) -> None:
+    conductor.serves = False
+    host.register()
+    conductor.report_errors = [NO_ANSWER]
+    with pytest.raises(exception.CellUnreachable):
+        host.after(1)
+
+    host.after(1)
+
+    assert [job_id for job_id, *_ in conductor.progress] == ['j1']
+
+
+def test_newer_state_replaces_unsent_one(host: Host, conductor: FakeReporter) -> None:
+    conductor.serves = False
+    host.register()
+    host.reports.add_state({'free_bytes': 1})
+    conductor.report_errors = [NO_ANSWER]
+    with pytest.raises(exception.CellUnreachable):
+        host.after(1)
+    host.reports.add_state({'free_bytes': 2})
+
+    host.after(1)
+
+    assert conductor.states == [{'free_bytes': 2}]
+
+
 def test_absent_conductor_gets_few_reports(host: Host, conductor: FakeReporter) -> None:
     conductor.report_errors = [NO_ANSWER] * 100
     conductor.look_errors = [NO_ANSWER] * 100

@@ -3,7 +3,9 @@
 
 import pytest
 
+from nova_precache import model
 from nova_precache.conductor import host_worker, pace, rpcapi
+from nova_precache.db import jobs
 
 
 class Heard:
@@ -14,8 +16,7 @@ class Heard:
         self.pace = pace.Pace(lambda: self.now)
 
     def report(self, hosts: int, transfers: int = 1) -> None:
-        for number in range(hosts):
-            self.pace.note('cell', f'h{number}', transfers)
+        self.pace.note({jobs.Sender('cell', f'h{number}'): transfers for number in range(hosts)})
 
 
 @pytest.fixture
@@ -49,10 +50,16 @@ def test_repeated_reports_count_once(heard: Heard) -> None:
     assert heard.pace.next_seconds() == pytest.approx(4.4)
 
 
+def test_report_written_in_parts_counts_once(heard: Heard) -> None:
+    heard.report(1000, 10)
+    heard.report(1000, 3)
+
+    assert heard.pace.next_seconds() == pytest.approx(4)
+
+
 def test_hosts_of_two_cells_add_up(heard: Heard) -> None:
     heard.report(2000)
-    for number in range(2000):
-        heard.pace.note('other', f'h{number}', 1)
+    heard.pace.note({jobs.Sender('other', f'h{number}'): 1 for number in range(2000)})
 
     assert heard.pace.next_seconds() == pytest.approx(8.8)
 
@@ -72,7 +79,19 @@ def test_ended_transfers_free_their_share(heard: Heard) -> None:
     assert heard.pace.next_seconds() == pace.SHORTEST_SECONDS
 
 
+@pytest.mark.parametrize(
+    ('longest', 'hosts', 'seconds'),
+    [(0.5, 1, 0.5), (20, 4000, 8.8), (20, 9000, 19.8), (20, 10_000, 20)],
+)
+def test_longest_interval_is_set(longest: float, hosts: int, seconds: float) -> None:
+    made = pace.Pace(lambda: 0, longest)
+    made.note({jobs.Sender('cell', f'h{number}'): 1 for number in range(hosts)})
+
+    assert made.next_seconds() == pytest.approx(seconds)
+
+
 def test_one_lost_report_keeps_transfer_moving() -> None:
-    lost_and_next = 2 * pace.LONGEST_SECONDS + rpcapi.REPORT_SECONDS
+    # The compute repeats it at once; up to two seconds pass until that is written.
+    lost_and_next = model.LONGEST_REPORT_SECONDS + rpcapi.REPORT_SECONDS + 2
 
     assert lost_and_next < host_worker.MOVING_WITHIN_SECONDS

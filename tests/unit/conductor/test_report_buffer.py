@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports are buffered and written in bulk, the newest of each."""
 
+import contextlib
 import dataclasses
 import datetime
 import threading
@@ -8,7 +9,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from nova_precache import model
+from nova_precache import exception, model
 from nova_precache.conductor import report_buffer, rpcapi
 from nova_precache.db import caches, jobs
 from nova_precache.db.engine import models, session as db_session
@@ -75,6 +76,72 @@ def test_unrecorded_reports_leave_cell_unheard(
         reports.write_states()
 
     assert heard == []
+
+
+def _away(*arguments: object) -> None:
+    raise exception.DatabaseUnavailable('the database does not answer')
+
+
+def test_progress_written_once_database_is_back(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    begun = [world.begun(), world.begun()]
+    for each in begun:
+        reports.add_progress(_report(each, 1, 10))
+    with monkeypatch.context() as patched:
+        patched.setattr(world.jobs, 'record_progress', _away)
+        with pytest.raises(exception.DatabaseUnavailable):
+            reports.write_progress()
+    reports.add_progress(_report(begun[0], 2, 20))
+
+    reports.write_progress()
+
+    assert [world.job(each.job_id).bytes_done for each in begun] == [20, 10]
+    assert reports.sizes()['progress'] == 0
+
+
+def test_inventory_written_once_database_is_back(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.living('h1')
+    file = model.CachedImage('h1', 'a' * 40, None, 1, 1, LONG_AGO)
+    reports.add_images('agent-h1', caches.Report('h1', [file], full=True))
+    for name in ('get', 'record'):
+        with monkeypatch.context() as patched:
+            patched.setattr(world.agents if name == 'get' else reports._caches, name, _away)
+            with pytest.raises(exception.DatabaseUnavailable):
+                reports.write_images()
+    larger = dataclasses.replace(file, size_bytes=2)
+    reports.add_images('agent-h1', caches.Report('h1', [larger]))
+
+    reports.write_images()
+
+    [found] = caches.Caches(world.database).of_host('h1')
+    assert (found.size_bytes, reports.sizes()['images']) == (2, 0)
+
+
+def test_long_outage_fills_no_memory(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_buffer, 'MAX_IMAGES', 20)
+    monkeypatch.setattr(report_buffer, 'MAX_PROGRESS', 20)
+    monkeypatch.setattr(world.jobs, 'record_progress', _away)
+    monkeypatch.setattr(world.agents, 'get', _away)
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+
+    for number in range(100):
+        call = dataclasses.replace(begun, job_id=f'j{number}')
+        reports.add_progress(_report(call, 1, 10))
+        file = model.CachedImage('h1', 'a' * 40, None, 1, 1, LONG_AGO)
+        with contextlib.suppress(exception.DatabaseUnavailable):
+            reports.add_images('agent-h1', caches.Report('h1', [file]))
+        for write in (reports.write_progress, reports.write_images):
+            with contextlib.suppress(exception.DatabaseUnavailable):
+                write()
+
+    assert max(reports.sizes().values()) <= 20
 
 
 def _fail(agents: object) -> None:
@@ -221,6 +288,48 @@ def test_cell_unheard_at_once_without_messages(world: World) -> None:
     reports.write_states()  # the broker was lost in between, and with it the hosts
 
     assert heard == ['cell']
+
+
+@pytest.mark.parametrize(
+    ('ages', 'free_bytes'),
+    [
+        ([1, 3], 1),
+        ([3, 1], 1),
+        ([None, 3], -1),  # an older agent's counts as sent when it is written
+        ([3, None], -1),
+        ([2, 5, 1, 4, 3], 1),
+    ],
+)
+def test_older_state_displaces_no_newer(
+    world: World,
+    reports: report_buffer.ReportBuffer,
+    ages: list[int | None],
+    free_bytes: int,
+) -> None:
+    world.living('h1')
+    world.dead('h1')
+    with world.database.reader() as session:
+        now = db_session.now(session)
+
+    for age in ages:
+        agent = _agent(world, 'h1', 'agent-h1', -1 if age is None else age)
+        sent_at = None if age is None else now - datetime.timedelta(seconds=age)
+        reports.add_state(dataclasses.replace(agent, seen_at=sent_at))
+    reports.write_states()
+
+    assert world.agents.get(['h1'])['h1'].free_bytes == free_bytes
+    assert world.agents.down(['h1']) == {}
+
+
+def test_late_cell_logged_once(
+    reports: report_buffer.ReportBuffer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        reports.hear_late('cell-1')
+        reports.write_states()
+
+    [message] = caplog.messages
+    assert message.startswith('Reports of cell cell-1 wait longer than 5 s')
 
 
 def _sent(world: World, reports: report_buffer.ReportBuffer, host: str, age: float) -> None:

@@ -2,6 +2,7 @@
 """A conductor reads a host's report by its parts, if it is in time."""
 
 import datetime
+from collections.abc import Collection
 from typing import Any
 
 import oslo_messaging
@@ -9,9 +10,9 @@ import pytest
 
 from nova_precache import context, exception, model
 from nova_precache.conductor import manager, pace, report_buffer, report_endpoint, rpcapi
-from nova_precache.db import caches, clock
+from nova_precache.db import caches, clock, jobs
 from tests.unit import odd
-from tests.unit.conftest import World
+from tests.unit.conftest import DOWN_SECONDS, World
 
 CTXT = context.admin_context()
 NAME = 'a' * 40
@@ -41,13 +42,32 @@ class Conductor:
         self.monotonic = 0.0
         self.clock = clock.DatabaseClock(world.database, lambda: self.monotonic)
         self.heard: list[str] = []
+        self.late: list[str] = []
         self.pace = pace.Pace(lambda: self.monotonic)
         self.reports = report_buffer.ReportBuffer(
-            world.agents, world.jobs, caches.Caches(world.database), self.heard.extend
+            world.agents,
+            world.jobs,
+            caches.Caches(world.database),
+            self._hear,
+            note_late=self._hear_late,
+            note_transfers=self.pace.note,
+            clock=lambda: self.monotonic,
         )
         self.endpoint = report_endpoint.ReportEndpoint(
             cell_uuid or world.cell.uuid, self.reports, self.clock, self.pace
         )
+
+    def _hear(self, cells: Collection[str]) -> None:
+        self.heard.extend(cells)
+        self.world.hearings.note(cells)
+
+    def _hear_late(self, cells: Collection[str]) -> None:
+        self.late.extend(cells)
+        self.world.hearings.restart(cells)
+
+    def ping(self, age: float = 0) -> str:
+        """Ping as a conductor of the cell does."""
+        return self.endpoint.ping(CTXT, sent=self.sent(age=age))
 
     def sent(self, seconds: float = 0, age: float = 0) -> model.Json:
         """Return a sending time; the answer before it is so many ``seconds`` older."""
@@ -104,8 +124,7 @@ def test_one_report_has_all_news(world: World, conductor: Conductor) -> None:
 def test_answer_has_database_time_and_pace(conductor: Conductor) -> None:
     before = conductor.clock.now()
     conductor.monotonic += 7
-    for number in range(2000):
-        conductor.pace.note('cell', f'h{number}', 1)
+    conductor.pace.note({jobs.Sender('cell', f'h{number}'): 1 for number in range(2000)})
 
     answer = conductor.report()
 
@@ -113,10 +132,53 @@ def test_answer_has_database_time_and_pace(conductor: Conductor) -> None:
     assert answer.next_seconds == pytest.approx(4.4)
 
 
-def test_transfers_of_report_slow_pace(conductor: Conductor) -> None:
-    transfers = [_progress(f'j{number}', 1) for number in range(9990)]
+def test_transfers_of_report_slow_pace(
+    world: World, conductor: Conductor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, 'TRANSFER_SECONDS', 2 - pace.MESSAGE_SECONDS)
+    world.planned(['h1'], ['i1'])
+    job = world.begun()
 
-    assert conductor.report(progress=transfers).next_seconds == pytest.approx(2)
+    assert conductor.report(progress=[_progress(job.job_id, job.epoch)]).next_seconds == 1
+    conductor.write()
+
+    assert conductor.report().next_seconds == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    'progress',
+    [
+        [_progress('j1', -1)] * 9990,
+        [None] * 9990,
+        [_progress(f'j{number}', 1) for number in range(9990)],
+    ],
+    ids=['odd', 'none', 'made up'],
+)
+def test_bad_host_slows_no_pace(conductor: Conductor, progress: list[object]) -> None:
+    conductor.report(progress=progress)
+    conductor.write()
+
+    assert conductor.report().next_seconds == 1
+
+
+@pytest.mark.parametrize(
+    ('host', 'agent_id'), [('h1', 'stranger'), ('h2', 'agent-h2'), ('made-up', 'stranger')]
+)
+def test_unregistered_agent_slows_no_pace(
+    world: World,
+    conductor: Conductor,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    agent_id: str,
+) -> None:
+    monkeypatch.setattr(pace, 'TRANSFER_SECONDS', 5)
+    world.planned(['h1'], ['i1'])
+    job = world.begun()
+
+    conductor.report(host, agent_id=agent_id, progress=[_progress(job.job_id, job.epoch)])
+    conductor.write()
+
+    assert conductor.report().next_seconds == 1
 
 
 @pytest.mark.parametrize(
@@ -157,6 +219,119 @@ def test_ping_marks_reports_heard(world: World, conductor: Conductor) -> None:
     conductor.write()
 
     assert conductor.heard == [world.cell.uuid]
+
+
+@pytest.mark.parametrize(('age', 'is_late'), [(0, False), (4, False), (6, True), (3600, True)])
+def test_late_ping_marks_nothing_heard(
+    world: World, conductor: Conductor, age: float, is_late: bool
+) -> None:
+    conductor.reports.hear(world.cell.uuid, rpcapi.TOPIC)
+
+    assert conductor.ping(age) == rpcapi.VERSION
+    conductor.write()
+
+    assert (conductor.heard, conductor.late) == (
+        ([], [world.cell.uuid]) if is_late else ([world.cell.uuid], [])
+    )
+
+
+@pytest.mark.parametrize('sent', [7, {}, {'now': '2026-01-02T03:04:05Z', 'seconds': -1}])
+def test_ping_of_odd_time_marks_nothing(world: World, conductor: Conductor, sent: object) -> None:
+    conductor.reports.hear(world.cell.uuid, rpcapi.TOPIC)
+
+    with pytest.raises(oslo_messaging.ExpectedException):
+        conductor.endpoint.ping(CTXT, sent=sent)
+    conductor.write()
+
+    assert (conductor.heard, conductor.late) == ([], [])
+
+
+def test_ping_leaves_late_reports_unheard(world: World, conductor: Conductor) -> None:
+    for _ in range(3):
+        conductor.report(age=6)
+        conductor.reports.hear(world.cell.uuid, rpcapi.TOPIC)
+        conductor.endpoint.ping(CTXT)
+        conductor.write()
+        conductor.monotonic += 5
+    assert conductor.heard == []
+
+    conductor.monotonic += 15
+    conductor.reports.hear(world.cell.uuid, rpcapi.TOPIC)
+    conductor.endpoint.ping(CTXT)
+    conductor.write()
+
+    assert conductor.heard == [world.cell.uuid], 'none has been late for a while'
+
+
+def test_late_report_of_one_host_hides_no_others(world: World, conductor: Conductor) -> None:
+    conductor.reports.hear(world.cell.uuid, rpcapi.TOPIC)
+
+    conductor.report(state=STATE)
+    for _ in range(100):
+        conductor.report('h2', age=3600)
+    conductor.write()
+
+    assert (conductor.heard, conductor.reports.late) == ([world.cell.uuid], 100)
+
+
+def test_overload_makes_no_host_down_or_up(world: World, conductor: Conductor) -> None:
+    world.living('h2')
+    for host in ('h1', 'h2'):
+        world.dead(host)
+    world.hears(for_seconds=3600)
+    assert world.agents.down(['h1', 'h2']).keys() == {'h1', 'h2'}
+
+    conductor.reports.hear(world.cell.uuid, rpcapi.TOPIC)
+    conductor.ping()
+    conductor.report(state=STATE)
+    conductor.ping(age=6)
+    conductor.write()
+    world.dead('h1')  # its reports have been late since
+    another = Conductor(world)
+    another.reports.hear(world.cell.uuid, rpcapi.TOPIC)
+    another.ping()
+    another.write()
+
+    assert another.heard == [world.cell.uuid]
+    assert world.agents.down(['h1', 'h2']) == {}
+    assert {each.status for each in world.agents.look(['h1', 'h2']).values()} == {'unknown'}
+
+
+def test_dead_host_down_again_after_overload(world: World, conductor: Conductor) -> None:
+    world.hears(for_seconds=3600)
+    world.dead('h1')
+    conductor.ping(age=6)
+    conductor.write()
+    passed = 0
+
+    while not world.agents.down(['h1']):
+        world.pass_time(10)
+        passed += 10
+        world.hearings.note([world.cell.uuid])
+
+    assert DOWN_SECONDS <= passed <= DOWN_SECONDS + 10
+
+
+def test_ping_has_sending_time(world: World, conductor: Conductor) -> None:
+    arguments = report_endpoint.ping_arguments(conductor.clock)
+    conductor.reports.hear(world.cell.uuid, rpcapi.TOPIC)
+    conductor.monotonic += 6
+
+    conductor.endpoint.ping(CTXT, **arguments)
+    conductor.write()
+
+    assert (conductor.heard, conductor.late) == ([], [world.cell.uuid])
+
+
+def test_ping_without_database_has_no_time(
+    conductor: Conductor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> None:
+        raise exception.DatabaseUnavailable('the database does not answer')
+
+    monkeypatch.setattr(conductor.clock, 'now', away)
+
+    assert report_endpoint.ping_arguments(conductor.clock) == {}
 
 
 def test_report_from_future_seen_now(world: World, conductor: Conductor) -> None:
