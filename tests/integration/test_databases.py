@@ -184,6 +184,28 @@ def _report(world: World, call: jobs.Assignment, done: int) -> None:
     assert world.jobs.record_progress([_progress(call, 1, done)]) == 1
 
 
+def test_takeover_fences_call_made_beside_it(
+    database: session.Database, before_locks: Callable[[Callable[[], None]], None]
+) -> None:
+    world = open_world(database)
+    world.living('h1')
+    request = world.planned(['h1'], ['i1', 'i2'])
+    first = world.begun()
+    world.agents.stop('h1', 'agent-h1', world.cell.uuid, None)
+
+    def call_next() -> None:
+        ended = jobs.Finish(first.job_id, first.epoch, CACHED)
+        call = world.jobs.next_job('c1', 'h1', ended).assignment
+        assert call is not None
+        assert world.jobs.begin(call.job_id, call.epoch, agent_id='agent-h1')
+
+    before_locks(call_next)
+    world.agents.register(model.Agent('h1', 'other', world.cell.uuid))
+
+    assert world.statuses(request) == {('h1', 'i1'): 'cached', ('h1', 'i2'): 'retry_wait'}
+    assert counting.counters(database) == counting.sums(database)
+
+
 def test_slots_shared_and_given_back(database: session.Database) -> None:
     fleet = SharedSlots(open_world(database), limit=4)
     fleet.world.planned(stalled := [f'a{number}' for number in range(9)], ['i1', 'i2'])
