@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import autogenerate
 from alembic.runtime import migration
+from oslo_db import exception as db_exception
 
 from nova_precache import conf as options, exception, model
 from nova_precache.cells import models as cell_models, names
@@ -41,6 +42,7 @@ from tests.unit.conftest import (
     CACHED,
     DOWN_SECONDS,
     LONG_AGO,
+    PLANNER,
     World,
     open_world,
 )
@@ -204,6 +206,46 @@ def test_takeover_fences_call_made_beside_it(
 
     assert world.statuses(request) == {('h1', 'i1'): 'cached', ('h1', 'i2'): 'retry_wait'}
     assert counting.counters(database) == counting.sums(database)
+
+
+def test_job_planned_beside_skip_is_locked(
+    database: session.Database,
+    before_locks: Callable[[Callable[[], None]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = open_world(database)
+    request = world.planned(['h1'], ['i1'])
+    failed = world.begun()
+    world.jobs.finish(failed.job_id, failed.epoch, model.ImageOutcome('error', 'no space'))
+    assert world.requests.complete(request.id)
+    world.steering.retry(request.id)
+    end_tasks, were_locked = job_outcome.end_tasks, list[bool]()
+
+    def plan() -> None:
+        assert world.requests.next_to_plan(PLANNER)
+        assert world.plan(request, ['h1'])
+
+    def end_locked(*asked: Any) -> job_outcome.Recorded:
+        were_locked.append(_is_locked(database, models.Job.active_key == 'h1/i1'))
+        return end_tasks(*asked)
+
+    before_locks(plan)
+    monkeypatch.setattr(job_outcome, 'end_tasks', end_locked)
+    world.jobs.skip_waiting(request.id, ['h1'], 'left')
+
+    assert were_locked == [True]
+    assert world.statuses(request) == {('h1', 'i1'): 'skipped'}
+    assert counting.counters(database) == counting.sums(database)
+
+
+def _is_locked(database: session.Database, which: sa.ColumnElement[bool]) -> bool:
+    query = sa.select(models.Job.id).where(which).with_for_update(nowait=True)
+    with database.engine.connect() as other:
+        try:
+            other.execute(query)
+        except (db_exception.DBError, sa.exc.DBAPIError):
+            return True
+    return False
 
 
 def test_slots_shared_and_given_back(database: session.Database) -> None:
