@@ -349,12 +349,11 @@ def _take_over(session: orm.Session, host: str) -> None:
     """Fence every call of the previous agent: its outcome is of another machine.
 
     The jobs are called again, which is no attempt. A job that is to stop is left to its stop
-    order.
+    order. All jobs of the host are locked, since any may be called before its lock is granted.
     """
     job = models.Job
-    called = sa.select(job.uuid).where(job.host == host, job.epoch.is_not(None))
-    job_ids = session.scalars(called.where(job.status.in_(model.TASK_IN_FLIGHT))).all()
-    locked = locking.lock(session, job_ids).values()
+    active = sa.select(job.uuid).where(job.host == host, job.status.in_(model.TASK_IN_FLIGHT))
+    locked = locking.lock(session, session.scalars(active).all()).values()
     again = {each: 0.0 for each in locked if each.epoch is not None and each.goes_on}
     job_outcome.schedule_retry(session, again, _TAKEN_OVER, attempts=-1)
 

@@ -403,25 +403,29 @@ class Jobs:
         self, job_id: str, request_ids: Collection[str], outcome: model.ImageOutcome
     ) -> job_outcome.Recorded:
         """End the tasks of some requests and leave the job to the others."""
-
         chosen = sa.and_(
             models.Task.job_uuid == job_id, models.Task.request_id.in_(list(request_ids))
         )
-        return self._database.write(lambda session: demand.give_up(session, chosen, outcome))
+
+        def work(session: orm.Session) -> job_outcome.Recorded:
+            demand.lock(session, chosen, request_ids)
+            return demand.give_up(session, chosen, outcome)
+
+        return self._database.write(work)
 
     def skip_waiting(
         self, request_id: str, hosts: Collection[str], reason: str
     ) -> job_outcome.Recorded:
         """Skip the tasks on some hosts that no compute has begun; end jobs no longer wanted."""
-
-        chosen = sa.and_(
-            models.Task.request_id == request_id,
-            models.Task.host.in_(list(hosts)),
-        )
+        chosen = sa.and_(models.Task.request_id == request_id, models.Task.host.in_(list(hosts)))
+        waiting = sa.and_(chosen, models.Task.status.in_(model.TASK_WAITING))
         outcome = model.ImageOutcome(model.TaskStatus.SKIPPED, reason)
-        return self._database.write(
-            lambda session: demand.give_up(session, chosen, outcome, model.TASK_WAITING)
-        )
+
+        def work(session: orm.Session) -> job_outcome.Recorded:
+            demand.lock(session, chosen, [request_id])
+            return demand.give_up(session, waiting, outcome)
+
+        return self._database.write(work)
 
     def due_in_cell(
         self, cell_uuid: str, limit: int = 1000, after: str = ''

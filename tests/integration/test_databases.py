@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import autogenerate
 from alembic.runtime import migration
+from oslo_db import exception as db_exception
 
 from nova_precache import conf as options, exception, model
 from nova_precache.cells import models as cell_models, names
@@ -31,12 +32,20 @@ from nova_precache.db import (
     task_counts,
 )
 from nova_precache.db.engine import models, schema, session
-from nova_precache.db.job import outcome as job_outcome, share, turns
+from nova_precache.db.job import locking, outcome as job_outcome, share, turns
 from nova_precache.db.job.call import Begin
 from tests import counting, rows_read, sorted_tasks
 from tests.conftest import running_databases
 from tests.integration import conducting
-from tests.unit.conftest import BROKEN, CACHED, DOWN_SECONDS, LONG_AGO, World, open_world
+from tests.unit.conftest import (
+    BROKEN,
+    CACHED,
+    DOWN_SECONDS,
+    LONG_AGO,
+    PLANNER,
+    World,
+    open_world,
+)
 from tests.unit.db.test_request_action_orders import Orders
 from tests.unit.db.test_share import SharedSlots
 from tools.servers import databases
@@ -130,6 +139,113 @@ def test_snapshot_stable_except_on_postgresql(
         after = reader.scalars(total).one()
 
     assert (after == before) == (database.engine.dialect.name != 'postgresql')
+
+
+@pytest.fixture
+def before_locks(
+    database: session.Database, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[], None]], None]:
+    """Make other transactions commit while the next one has chosen jobs, and not locked them."""
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('it has one writer at a time')
+
+    def add(work: Callable[[], None]) -> None:
+        lock_keys = locking.lock_keys
+
+        def work_first(*asked: Any) -> None:
+            monkeypatch.setattr(locking, 'lock_keys', lock_keys)
+            work()
+            lock_keys(*asked)
+
+        monkeypatch.setattr(locking, 'lock_keys', work_first)
+
+    return add
+
+
+def test_writer_sees_commits_after_autocommit(
+    database: session.Database, before_locks: Callable[[Callable[[], None]], None]
+) -> None:
+    """A connection that was used at another level of isolation gets its own back."""
+    world = open_world(database)
+    world.living('h1')
+    request = world.planned(['h1'], ['i1'])
+    call = world.begun()
+    world.agents.stop('h1', 'agent-h1', world.cell.uuid, None)
+    with database.engine.connect().execution_options(isolation_level='AUTOCOMMIT') as connection:
+        connection.exec_driver_sql('SELECT 1')
+
+    before_locks(lambda: _report(world, call, 40))
+    world.agents.register(model.Agent('h1', 'other', world.cell.uuid))
+
+    [task] = world.requests.tasks(request.id)
+    assert (task.status, task.bytes_done) == ('retry_wait', 40)
+    assert counting.counters(database) == counting.sums(database)
+
+
+def _report(world: World, call: jobs.Assignment, done: int) -> None:
+    assert world.jobs.record_progress([_progress(call, 1, done)]) == 1
+
+
+def test_takeover_fences_call_made_beside_it(
+    database: session.Database, before_locks: Callable[[Callable[[], None]], None]
+) -> None:
+    world = open_world(database)
+    world.living('h1')
+    request = world.planned(['h1'], ['i1', 'i2'])
+    first = world.begun()
+    world.agents.stop('h1', 'agent-h1', world.cell.uuid, None)
+
+    def call_next() -> None:
+        ended = jobs.Finish(first.job_id, first.epoch, CACHED)
+        call = world.jobs.next_job('c1', 'h1', ended).assignment
+        assert call is not None
+        assert world.jobs.begin(call.job_id, call.epoch, agent_id='agent-h1')
+
+    before_locks(call_next)
+    world.agents.register(model.Agent('h1', 'other', world.cell.uuid))
+
+    assert world.statuses(request) == {('h1', 'i1'): 'cached', ('h1', 'i2'): 'retry_wait'}
+    assert counting.counters(database) == counting.sums(database)
+
+
+def test_job_planned_beside_skip_is_locked(
+    database: session.Database,
+    before_locks: Callable[[Callable[[], None]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = open_world(database)
+    request = world.planned(['h1'], ['i1'])
+    failed = world.begun()
+    world.jobs.finish(failed.job_id, failed.epoch, model.ImageOutcome('error', 'no space'))
+    assert world.requests.complete(request.id)
+    world.steering.retry(request.id)
+    end_tasks, were_locked = job_outcome.end_tasks, list[bool]()
+
+    def plan() -> None:
+        assert world.requests.next_to_plan(PLANNER)
+        assert world.plan(request, ['h1'])
+
+    def end_locked(*asked: Any) -> job_outcome.Recorded:
+        were_locked.append(_is_locked(database, models.Job.active_key == 'h1/i1'))
+        return end_tasks(*asked)
+
+    before_locks(plan)
+    monkeypatch.setattr(job_outcome, 'end_tasks', end_locked)
+    world.jobs.skip_waiting(request.id, ['h1'], 'left')
+
+    assert were_locked == [True]
+    assert world.statuses(request) == {('h1', 'i1'): 'skipped'}
+    assert counting.counters(database) == counting.sums(database)
+
+
+def _is_locked(database: session.Database, which: sa.ColumnElement[bool]) -> bool:
+    query = sa.select(models.Job.id).where(which).with_for_update(nowait=True)
+    with database.engine.connect() as other:
+        try:
+            other.execute(query)
+        except (db_exception.DBError, sa.exc.DBAPIError):
+            return True
+    return False
 
 
 def test_slots_shared_and_given_back(database: session.Database) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import sqlalchemy as sa
 import tenacity
@@ -48,6 +48,7 @@ _SESSION = 'session'
 _WRITING = 'writes'
 _WRITES = {_WRITING: True}
 _MYSQLS = frozenset({'mysql', 'mariadb'})
+_SEES_COMMITS: Literal['READ COMMITTED'] = 'READ COMMITTED'
 # For the next transaction only.
 _ONE_STATE = 'SET TRANSACTION ISOLATION LEVEL REPEATABLE READ'
 
@@ -558,7 +559,10 @@ def _see_what_others_commit(engine: sa.Engine) -> None:
 
     @sa.event.listens_for(engine, 'connect')
     def _set_isolation(connection: Any, record: Any) -> None:
-        engine.dialect.set_isolation_level(connection, 'READ COMMITTED')
+        engine.dialect.set_isolation_level(connection, _SEES_COMMITS)
+        # A connection that was used at another level, as AUTOCOMMIT, gets this one back; by
+        # default that is the level of the server.
+        engine.dialect.default_isolation_level = _SEES_COMMITS
 
 
 _READ_ONLY = {

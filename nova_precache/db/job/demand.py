@@ -112,20 +112,33 @@ def active_keys(session: orm.Session, chosen: sa.ColumnElement[bool]) -> list[st
     return sorted(filter(None, session.scalars(query)))
 
 
+def lock(
+    session: orm.Session, chosen: sa.ColumnElement[bool], request_ids: Collection[str]
+) -> Sequence[str]:
+    """Lock the active jobs of the chosen tasks in flight, and requests; return the jobs' keys.
+
+    The jobs are locked first, as where an outcome ends tasks. Jobs that a plan joined before
+    the requests were locked are locked after them.
+
+    :param request_ids: all requests of the chosen tasks
+    """
+    keys = active_keys(session, chosen)
+    locking.lock_keys(session, keys)
+    job_outcome.lock_requests(session, request_ids)
+    current = active_keys(session, chosen)
+    locking.lock_keys(session, set(current) - set(keys))
+    return current
+
+
 def give_up(
-    session: orm.Session,
-    chosen: sa.ColumnElement[bool],
-    outcome: model.ImageOutcome,
-    statuses: Collection[str] = model.TASK_IN_FLIGHT,
+    session: orm.Session, chosen: sa.ColumnElement[bool], outcome: model.ImageOutcome
 ) -> job_outcome.Recorded:
     """End the chosen tasks that are in flight, and reconcile their jobs.
 
-    :param statuses: end only tasks in these, once the jobs of all chosen ones are locked
+    The caller holds the locks of these jobs and of the requests.
     """
-    locking.lock_keys(session, active_keys(session, chosen))
-    ending = sa.and_(chosen, models.Task.status.in_(statuses))
-    keys = active_keys(session, ending)
-    recorded = job_outcome.end_tasks(session, ending, outcome)
+    keys = active_keys(session, chosen)
+    recorded = job_outcome.end_tasks(session, chosen, outcome)
     return job_outcome.together([recorded, reconcile(session, keys)])
 
 

@@ -127,7 +127,7 @@ def free_hosts(session: orm.Session, full: Collection[SaturatedRequest]) -> Sequ
 
 
 def lets_run(
-    full: Collection[SaturatedRequest], job_uuid: sa.ColumnElement[str] | None = None
+    full: Collection[SaturatedRequest], job_uuid: sa.SQLColumnExpression[str] | None = None
 ) -> sa.ColumnElement[bool]:
     """Select jobs that at least one of the requests that want them lets run.
 

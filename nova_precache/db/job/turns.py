@@ -4,7 +4,8 @@
 In a cell, that is the order of their most urgent jobs that are due. Hosts of another cell come
 first if their jobs have a higher priority; otherwise cells take turns, and hosts of other cells
 are not counted. Jobs that a request at its ``max_parallel_hosts`` holds up are passed over. Only
-the first jobs of a queue are read.
+the first jobs of a queue are read, and all jobs of their hosts: those are as many as the images
+that a host waits for.
 """
 
 import dataclasses
@@ -20,12 +21,13 @@ from nova_precache import model
 from nova_precache.db.engine import models, session as db_session
 from nova_precache.db.job import claim as job_claim, host_limits
 
-# In one status, for all cells of a page together.
+# For all cells of a page together: the first jobs that are read for their order.
 MOST_JOBS = 500
 _HEAD = 10
 _CELLS_AT_ONCE = 20
 _MOST_IDS = 2**40
 _JOB, _AGENT, _TASK = models.Job, models.Agent, models.Task
+_OTHER = orm.aliased(_JOB)
 _Full = Collection[host_limits.SaturatedRequest]
 
 
@@ -72,10 +74,6 @@ def _first_jobs(
 
     Whether they are due and may run is no condition, but a column: few of many may.
     """
-    now = sa.bindparam('now', type_=sa.DateTime())
-    is_due = sa.or_(_JOB.next_attempt_at.is_(None), _JOB.next_attempt_at <= now)
-    if full:
-        is_due = sa.and_(is_due, host_limits.lets_run(full))
     jobs = (
         sa.select(
             _JOB.host,
@@ -84,13 +82,30 @@ def _first_jobs(
             to_come(_JOB).label('bytes'),
             # In this order, jobs are claimed.
             (_JOB.id - sa.cast(_JOB.priority, sa.BigInteger()) * _MOST_IDS).label('turn'),
-            sa.case((is_due, 1), else_=0).label('due'),
+            sa.case((_is_due(_JOB, full), 1), else_=0).label('due'),
         )
         .where(_JOB.status.in_(statuses), _JOB.ready, job_claim.unclaimed(), *which)
         .order_by(_JOB.priority.desc(), _JOB.id)
         .limit(sa.bindparam('most', type_=sa.Integer()))
     )
     return db_session.by_index(jobs, _JOB, index)
+
+
+def _is_due(job: type[models.Job], full: _Full) -> sa.ColumnElement[bool]:
+    now = sa.bindparam('now', type_=sa.DateTime())
+    is_due = sa.or_(job.next_attempt_at.is_(None), job.next_attempt_at <= now)
+    return sa.and_(is_due, host_limits.lets_run(full, job.uuid)) if full else is_due
+
+
+def _bytes_of(host: sa.ColumnElement[str], full: _Full) -> sa.ColumnElement[int]:
+    """Sum up what a host is to receive, also by jobs that are not among the first ones."""
+    jobs = sa.select(sa.func.coalesce(sa.func.sum(to_come(_OTHER)), 0)).where(
+        _OTHER.host == host,
+        _OTHER.status.in_(model.TASK_WAITING),
+        _OTHER.ready,
+        _is_due(_OTHER, full),
+    )
+    return db_session.by_index(jobs, _OTHER, 'jobs_host_idx').scalar_subquery()
 
 
 def _queue(cell: sa.BindParameter[str], full: _Full) -> sa.Select[*tuple[Any, ...]]:
@@ -103,12 +118,12 @@ def _queue(cell: sa.BindParameter[str], full: _Full) -> sa.Select[*tuple[Any, ..
             jobs.c.host,
             sa.func.min(sa.case((is_due, jobs.c.turn))).label('turn'),
             sa.func.max(sa.case((is_due, jobs.c.priority))).label('priority'),
-            sa.func.sum(sa.case((is_due, jobs.c.bytes), else_=0)).label('bytes'),
             sa.func.count().label('jobs'),
         )
         .group_by(jobs.c.host)
         .subquery()
     )
+    hosts = sa.select(hosts, _bytes_of(hosts.c.host, full).label('bytes')).subquery()
     order = (hosts.c.turn.is_(None), hosts.c.turn)
     up_to = sa.func.sum(hosts.c.bytes).over(order_by=order)
     queue = sa.select(
@@ -134,29 +149,32 @@ def _queues(cells: int, full: _Full = ()) -> sa.CompoundSelect[*tuple[Any, ...]]
 
 
 def _more_urgent(full: _Full = ()) -> sa.Select[*tuple[Any, ...]]:
+    """Select due jobs by cell and priority: their bytes, and the hosts of which they are first.
+
+    ``read_to`` is the priority up to which all jobs are counted; NULL if none is left out.
+    """
+    most = sa.bindparam('most', type_=sa.Integer())
     is_more_urgent = _JOB.priority > sa.bindparam('lowest', type_=sa.Integer())
-    pages = (
-        sa.select(_first_jobs('jobs_due_idx', full, [status], is_more_urgent).subquery())
-        for status in sorted(model.TASK_WAITING)
-    )
+    pages = []
+    for status in sorted(model.TASK_WAITING):
+        page = _first_jobs('jobs_due_idx', full, [status], is_more_urgent).subquery()
+        last = sa.case((sa.func.count().over() >= most, sa.func.min(page.c.priority).over()))
+        pages.append(sa.select(page, last.label('read_to')))
     jobs = sa.union_all(*pages).subquery()
-    # By the most urgent job of each, as in its own cell.
-    hosts = (
-        sa.select(
-            jobs.c.cell_uuid,
-            sa.func.max(jobs.c.priority).label('priority'),
-            sa.func.sum(jobs.c.bytes).label('bytes'),
-        )
-        .where(jobs.c.due == 1)
-        .group_by(jobs.c.host, jobs.c.cell_uuid)
-        .subquery()
-    )
+    is_due = jobs.c.due == 1
+    first = sa.func.max(sa.case((is_due, jobs.c.priority)))
+    ranked = sa.select(
+        jobs, first.over(partition_by=(jobs.c.cell_uuid, jobs.c.host)).label('first')
+    ).subquery()
+    is_due = ranked.c.due == 1
+    host = sa.case((sa.and_(is_due, ranked.c.priority == ranked.c.first), ranked.c.host))
     return sa.select(
-        hosts.c.cell_uuid,
-        hosts.c.priority,
-        sa.func.count().label('hosts'),
-        sa.func.sum(hosts.c.bytes).label('bytes'),
-    ).group_by(hosts.c.cell_uuid, hosts.c.priority)
+        ranked.c.cell_uuid,
+        ranked.c.priority,
+        sa.func.count(host.distinct()).label('hosts'),
+        sa.func.sum(sa.case((is_due, ranked.c.bytes), else_=0)).label('bytes'),
+        sa.func.max(ranked.c.read_to).label('read_to'),
+    ).group_by(ranked.c.cell_uuid, ranked.c.priority)
 
 
 # Built once, as long as no request is at its limit.
@@ -224,10 +242,11 @@ def _after(
 ) -> Place:
     """Add the more urgent hosts of other cells to a place in a cell."""
     first = [row for row in others if row.cell_uuid != cell and row.priority > priority]
+    is_cut = any(row.read_to is not None and row.read_to > priority for row in others)
     return Place(
         place.hosts_before + sum(row.hosts for row in first),
         place.bytes_before + sum(int(row.bytes) for row in first),
-        place.is_beyond,
+        place.is_beyond or is_cut,
     )
 
 
@@ -262,7 +281,6 @@ def at_work(session: orm.Session, silent_since: datetime.datetime) -> Mapping[st
     }
 
 
-_OTHER = orm.aliased(_JOB)
 _BYTES_BEFORE = (
     sa.select(_TASK.id, sa.func.sum(to_come(_OTHER)))
     .join(_JOB, _JOB.uuid == _TASK.job_uuid)

@@ -14,27 +14,14 @@ from sqlalchemy import orm
 from nova_precache import exception, model, shown, states
 from nova_precache.db import outbox, rows, task_counts
 from nova_precache.db.engine import models, session as db_session
-from nova_precache.db.job import demand, locking, outcome as job_outcome
+from nova_precache.db.job import demand, outcome as job_outcome
 from nova_precache.db.request import gating, plan as request_plan, rollout
 
 
 def lock(session: orm.Session, request_id: str) -> tuple[models.CacheRequest | None, Sequence[str]]:
-    """Lock a request and its active jobs; return its row and their keys.
-
-    The jobs are locked first, as where an outcome ends tasks. Jobs that a plan joined before
-    the request was locked are locked after it.
-    """
-    chosen = models.Task.request_id == request_id
-    keys = demand.active_keys(session, chosen)
-    locking.lock_keys(session, keys)
-    session.execute(
-        db_session.update(models.CacheRequest)
-        .where(models.CacheRequest.id == request_id)
-        .values(announced=models.CacheRequest.announced)
-    )
-    current = demand.active_keys(session, chosen)
-    locking.lock_keys(session, set(current) - set(keys))
-    return session.get(models.CacheRequest, request_id), current
+    """Lock a request and its active jobs; return its row and their keys."""
+    keys = demand.lock(session, models.Task.request_id == request_id, [request_id])
+    return session.get(models.CacheRequest, request_id), keys
 
 
 def cancel(

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.db.engine import models, session
-from nova_precache.db.job import turns
+from nova_precache.db.job import host_limits, turns
 from tests.unit.conftest import BROKEN, World
 
 LATER = datetime.datetime(2099, 1, 1)  # noqa: DTZ001 - as the database keeps it
@@ -101,6 +101,61 @@ def test_far_places_not_counted(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert places(world, 'h1', 'h5') == {
         'h1': turns.Place(1, 200),
         'h5': turns.Place(2, 400, is_beyond=True),
+    }
+
+
+@pytest.mark.parametrize('most', [2, 20, 500])
+def test_bytes_behind_more_jobs_counted(
+    world: World, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(turns, 'MOST_JOBS', most)
+    world.planned(['h1', 'h2'], ['i1'])
+    for number in range(20):
+        world.planned(['h1'], [f'{number}a', f'{number}b', f'{number}c'])
+    world.change(models.Job, models.Job.image_id == '19c', next_attempt_at=LATER)
+    paused = world.planned(['h1'], ['i2'])
+    world.steering.pause(paused.id)
+
+    assert places(world, 'h2') == {'h2': turns.Place(1, 100 * (1 + 59))}
+
+
+def test_bytes_held_up_not_counted(world: World) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    limited = world.planned(['h1'], ['i2'])
+    world.planned(['h1'], ['i3'])
+    full = [host_limits.SaturatedRequest(limited.id, ['h9'])]
+
+    with world.database.reader() as reader:
+        found = turns.places(reader, session.now(reader), {world.cell.uuid: ['h2']}, full)
+
+    assert found == {'h2': turns.Place(1, 200)}
+
+
+def test_place_behind_many_urgent_unknown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, 'MOST_JOBS', 2)
+    far = world.inventory.create_cell('far', 'fake:///far')
+    world.planned(['f1', 'f2', 'f3'], ['i1'], cell_uuid=far.uuid, priority=1)
+    world.planned(['f4'], ['i1'], cell_uuid=far.uuid, priority=3)
+    world.planned(['h1'], ['i1'])
+    world.planned(['h2'], ['i1'], priority=1)
+
+    assert places(world, 'h1', 'h2') == {
+        'h2': turns.Place(1, 100),
+        'h1': turns.Place(3, 300, is_beyond=True),
+    }
+
+
+def test_place_same_on_any_page(world: World) -> None:
+    far = world.inventory.create_cell('far', 'fake:///far')
+    world.planned(['f1'], ['i1'], cell_uuid=far.uuid, priority=1)
+    world.planned(['f1'], ['i2'], cell_uuid=far.uuid)
+    world.planned(['h1'], ['i1'])
+    world.planned(['h2'], ['i1'], priority=-1)
+
+    assert places(world, 'h1') == {'h1': turns.Place(1, 100)}
+    assert places(world, 'h1', 'h2') == {
+        'h1': turns.Place(1, 100),
+        'h2': turns.Place(2, 300),
     }
 
 
