@@ -270,7 +270,9 @@ _REQUESTS = sa.select(
     _REQUEST.options,
 ).where(_REQUEST.id.in_(_KEYS))
 _CALLED = sa.select(_JOB.host, _JOB.status, _JOB.progress_at, _JOB.rate_bytes).where(
-    _JOB.host.in_(_KEYS), _JOB.status.in_(model.TASK_IN_FLIGHT), _JOB.epoch.is_not(None)
+    _JOB.host.in_(_KEYS),
+    db_session.one_of(_JOB.status, model.TASK_IN_FLIGHT),
+    _JOB.epoch.is_not(None),
 )
 
 
@@ -298,7 +300,7 @@ _STALE = (
     )
     .join(_JOB, _JOB.uuid == _TASK.job_uuid)
     .join(models.Agent, models.Agent.host == _TASK.host)
-    .where(_TASK.request_id.in_(_KEYS), _TASK.status.in_(model.TASK_WORKING))
+    .where(_TASK.request_id.in_(_KEYS), db_session.one_of(_TASK.status, model.TASK_WORKING))
     .where(_TASK.rate_bytes > 0, turns.is_stale(_SILENT_SINCE))
     .group_by(_TASK.request_id)
 )

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -16,8 +17,10 @@ import sqlalchemy as sa
 from alembic import autogenerate
 from alembic.runtime import migration
 from oslo_db import exception as db_exception
+from pymysql.constants import FIELD_TYPE
+from sqlalchemy import orm
 
-from nova_precache import conf as options, exception, model
+from nova_precache import conf as options, deadline, exception, model
 from nova_precache.cells import models as cell_models, names
 from nova_precache.db import (
     caches,
@@ -31,8 +34,14 @@ from nova_precache.db import (
     statistics,
     task_counts,
 )
-from nova_precache.db.engine import models, schema, session
-from nova_precache.db.job import locking, outcome as job_outcome, share, turns
+from nova_precache.db.engine import models, pymysql_times, schema, session, timeouts
+from nova_precache.db.job import (
+    locking,
+    outcome as job_outcome,
+    progress as job_progress,
+    share,
+    turns,
+)
 from nova_precache.db.job.call import Begin
 from tests import counting, rows_read, sorted_tasks
 from tests.conftest import running_databases
@@ -953,6 +962,125 @@ def test_request_read_without_its_tasks(database: session.Database) -> None:
 
     assert shown.counts == {'downloading': 1, 'queued': 1499}
     assert read.rows < 100
+
+
+def test_request_reads_its_own_work_only(database: session.Database) -> None:
+    if database.engine.dialect.name not in {'mysql', 'mariadb'}:
+        pytest.skip('Others find it by one index, too')
+    world = open_world(database)
+    world.planned(_hosts(0, 300), ['i1'])
+    others = [world.begun() for _ in range(60)]
+    request = world.planned(_hosts(300, 310), ['i1'])
+    world.begun()
+    _analyze(world)
+
+    with rows_read.counted(database) as read:
+        shown = world.requests.get(request.id)
+
+    assert len({each.job_id for each in others}) == 60
+    assert sum(shown.counts.values()) == 10
+    assert read.rows < 30, read.each
+
+
+def test_snapshots_need_no_preparation(database: session.Database) -> None:
+    """Of a connection, unless it wrote in between, which needs another level."""
+    if database.engine.dialect.name not in {'mysql', 'mariadb'}:
+        pytest.skip('The level is not set for a transaction')
+    statements: list[str] = []
+
+    def note(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        statements.append(statement)
+
+    level = sa.text('SELECT @@tx_isolation')
+    sa.event.listen(database.engine, 'before_cursor_execute', note)
+
+    for _ in range(3):
+        with database.one_snapshot(), database.reader() as reader:
+            assert reader.scalars(level).one() == 'REPEATABLE-READ'
+    assert [each.startswith('SET SESSION') for each in statements] == [True, False, False, False]
+    with database.reader():
+        assert not statements[4:]
+    assert database.write(lambda writer: writer.scalars(level).one()) == 'READ-COMMITTED'
+    with database.reader():
+        assert statements[-1].startswith('SET TRANSACTION')
+    assert database.write(lambda writer: writer.scalars(level).one()) == 'READ-COMMITTED'
+    assert len([each for each in statements if 'READ COMMITTED' in each]) == 1
+
+
+def test_deadline_not_checked_for_each_row(
+    database: session.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.engine.dialect.name not in {'mysql', 'mariadb'}:
+        pytest.skip('Its driver waits once for all rows')
+    looks: list[float] = []
+    left = deadline.left
+
+    def note(at_most: float = math.inf) -> float:
+        looks.append(left(at_most))
+        return looks[-1]
+
+    with database.reader() as reader:
+        monkeypatch.setattr(deadline, 'left', note)
+        monkeypatch.setattr(timeouts, '_STEP_SECONDS', WAIT_SECONDS)
+        assert len(reader.execute(sa.text('SELECT * FROM seq_1_to_500')).all()) == 500
+        first = len(looks)
+        with deadline.within(WAIT_SECONDS / 2):
+            reader.execute(sa.text('SELECT 1')).all()
+
+    assert first < 10
+    assert any(0 < seconds < WAIT_SECONDS / 2 for seconds in looks[first:])
+
+
+def test_times_are_read_by_own_converter(database: session.Database) -> None:
+    if database.engine.dialect.driver != 'pymysql':
+        pytest.skip('Its driver is fast')
+    with database.reader() as reader:
+        raw = reader.connection().connection.driver_connection
+        read = reader.scalars(sa.text('SELECT CAST("2026-01-02 03:04:05.6" AS DATETIME(6))')).one()
+
+    assert raw is not None
+    assert raw.decoders[FIELD_TYPE.DATETIME] is pymysql_times.from_text
+    assert read == datetime.datetime(2026, 1, 2, 3, 4, 5, 600000)  # noqa: DTZ001
+
+
+def test_progress_rewrites_no_index(database: session.Database) -> None:
+    """A report writes one version of its job and of its task, next to the one before."""
+    if database.engine.dialect.name != 'postgresql':
+        pytest.skip('Other servers change rows where they are')
+    world = open_world(database)
+    world.planned(_hosts(0, 60), ['i1'])
+    begun = [world.begun() for _ in range(60)]
+    parameters: list[int] = []
+
+    def note(conn: Any, cursor: Any, statement: str, values: Any, *rest: Any) -> None:
+        parameters.append(len(values))
+
+    written = sa.text(
+        "SELECT pg_stat_get_xact_tuples_updated('jobs'::regclass),"
+        " pg_stat_get_xact_tuples_hot_updated('jobs'::regclass),"
+        " pg_stat_get_xact_tuples_updated('cache_tasks'::regclass),"
+        " pg_stat_get_xact_tuples_hot_updated('cache_tasks'::regclass)"
+    )
+    for number in (1, 2, 3):
+        moved = model.Progress('downloading', number, 100, rate_bytes=10)
+        reports = [
+            job_progress.ProgressReport(each.job_id, each.epoch, number, moved) for each in begun
+        ]
+
+        def record(writer: orm.Session, reports: Any = reports) -> Any:
+            before = writer.execute(written).one()
+            chosen = job_progress.choose(writer, reports)
+            assert job_progress.record(writer, chosen) == 60
+            return [
+                now - old for now, old in zip(writer.execute(written).one(), before, strict=True)
+            ]
+
+        changed = database.write(record)
+        if number == 1:
+            sa.event.listen(database.engine, 'before_cursor_execute', note)
+
+    assert changed == [60, 60, 60, 60]
+    assert max(parameters) < 20
 
 
 def _submit(database: session.Database, **members: Sequence[Any]) -> None:

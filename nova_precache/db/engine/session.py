@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import sqlalchemy as sa
 import tenacity
@@ -22,12 +22,12 @@ from oslo_config import cfg
 from oslo_db import exception as db_exception
 from oslo_db.sqlalchemy import engines
 from sqlalchemy import orm
-from sqlalchemy.dialects import plugins
+from sqlalchemy.dialects import plugins, postgresql
 from sqlalchemy.ext import compiler
 from sqlalchemy.sql import functions
 
 from nova_precache import deadline, exception, outages
-from nova_precache.db.engine import errors, texts, timeouts, urls
+from nova_precache.db.engine import errors, pymysql_times, texts, timeouts, urls
 
 LOG = logging.getLogger(__name__)
 T = TypeVar('T')
@@ -48,9 +48,12 @@ _SESSION = 'session'
 _WRITING = 'writes'
 _WRITES = {_WRITING: True}
 _MYSQLS = frozenset({'mysql', 'mariadb'})
-_SEES_COMMITS: Literal['READ COMMITTED'] = 'READ COMMITTED'
-# For the next transaction only.
-_ONE_STATE = 'SET TRANSACTION ISOLATION LEVEL REPEATABLE READ'
+_ONE_STATE = 'REPEATABLE READ'
+_WHAT_OTHERS_COMMIT: Final = 'READ COMMITTED'
+# Of the next transaction of a connection, and of all of them.
+_FOR_NEXT = 'SET TRANSACTION ISOLATION LEVEL {}'
+_FOR_ALL = 'SET SESSION TRANSACTION ISOLATION LEVEL {}'
+_KEPT_LEVEL = 'isolation_level'  # of a connection whose transactions all see one state
 
 
 class database_now(functions.GenericFunction[datetime.datetime]):  # noqa: N801
@@ -147,6 +150,7 @@ class Database:
         self.limits = limits
         self.outage = outages.Outage(f'Database of {name}')
         engine.hide_parameters = True  # in errors: those of a cell contain passwords
+        pymysql_times.read_faster(engine)
         self._silence = timeouts.limit(engine, limits)
         if read_only:
             _refuse_writes(engine)
@@ -175,21 +179,36 @@ class Database:
         if shared is not None:
             yield shared
             return
-        with self._translated(), self._sessions() as session:
-            connection = session.info[_CONNECTION] = session.connection()
-            if self.engine.dialect.name in _MYSQLS:
-                connection.exec_driver_sql(_ONE_STATE)
+        with self._reading(_FOR_NEXT) as session:
             yield session
 
     @contextlib.contextmanager
     def one_snapshot(self) -> Iterator[None]:
-        """Let the readers of this thread within share a transaction, so that they see one state."""
-        with self.reader() as session:
+        """Let the readers of this thread within share a transaction, so that they see one state.
+
+        Its connection stays prepared for the next one: these are frequent, and writes beside
+        them are rare.
+        """
+        with self._reading(_FOR_ALL) as session:
             setattr(self._shared, _SESSION, session)
             try:
                 yield
             finally:
                 delattr(self._shared, _SESSION)
+
+    @contextlib.contextmanager
+    def _reading(self, set_level: str) -> Iterator[orm.Session]:
+        """Open a transaction that sees one state.
+
+        :param set_level: the statement that sets its level, on MariaDB
+        """
+        with self._translated(), self._sessions() as session:
+            connection = session.info[_CONNECTION] = session.connection()
+            if self.engine.dialect.name in _MYSQLS and _KEPT_LEVEL not in connection.info:
+                connection.exec_driver_sql(set_level.format(_ONE_STATE))
+                if set_level == _FOR_ALL:
+                    connection.info[_KEPT_LEVEL] = _ONE_STATE
+            yield session
 
     def write(self, work: Callable[[orm.Session], T], *, may_reword: bool = True) -> T:
         """Run ``work`` in a transaction of its own and commit it.
@@ -249,7 +268,11 @@ class Database:
 
     def _write_once(self, work: Callable[[orm.Session], T]) -> T:
         with self._sessions() as session:
-            session.info[_CONNECTION] = session.connection(execution_options=_WRITES)
+            connection = session.connection(execution_options=_WRITES)
+            session.info[_CONNECTION] = connection
+            if _KEPT_LEVEL in connection.info:
+                connection.exec_driver_sql(_FOR_ALL.format(_WHAT_OTHERS_COMMIT))
+                del connection.info[_KEPT_LEVEL]
             result = work(session)
             for last in session.info.get(_LAST, ()):
                 last(session)
@@ -340,7 +363,33 @@ def _postgresql_equal(element: Any, compiler: Any, **kwargs: Any) -> str:
     return f'{column} = ANY (ARRAY[{value}])'
 
 
-def by_index(query: S, entity: type[Any], name: str) -> S:
+class among(functions.FunctionElement[Any]):  # noqa: N801
+    """Selects rows whose column is one of many keys: a column, then a parameter as of ``keys``.
+
+    For PostgreSQL they are one parameter. With one each, its driver would read the statement
+    again each time, and that takes longer than the statement.
+    """
+
+    type = sa.Integer()  # as of ``led_by``
+    inherit_cache = True
+
+
+@compiler.compiles(among)
+def _in(element: Any, compiler: Any, **kwargs: Any) -> str:
+    column, keys = element.clauses
+    return str(compiler.process(column.in_(keys), **kwargs))
+
+
+@compiler.compiles(among, 'postgresql')
+def _postgresql_any(element: Any, compiler: Any, **kwargs: Any) -> str:
+    column, keys = element.clauses
+    # Without the length of the column, to which a longer key would be cut.
+    of = sa.Text() if isinstance(column.type, sa.String) else column.type
+    listed = sa.bindparam(keys.key, type_=postgresql.ARRAY(of))
+    return f'{compiler.process(column, **kwargs)} = ANY ({compiler.process(listed, **kwargs)})'
+
+
+def by_index(query: S, entity: type[Any] | sa.Table, name: str) -> S:
     """Read the first rows of a query in the order of an index that begins with its conditions.
 
     To save a sort, MariaDB would read all rows in the order of the primary key; for PostgreSQL
@@ -391,6 +440,14 @@ def run_alike(
 def keys() -> sa.BindParameter[Any]:
     """Return the parameter that stands for the keys of an IN clause."""
     return sa.bindparam('keys', expanding=True)
+
+
+def one_of(column: sa.ColumnElement[Any] | Any, names: Iterable[str]) -> sa.ColumnElement[bool]:
+    """Select rows with one of the names that this release knows, such as statuses.
+
+    ``in_`` would spell the list in the statement again each time.
+    """
+    return column.in_([sa.literal(str(name)) for name in sorted(names)])
 
 
 def chunks(keys: Sequence[M], size: int = CHUNK_KEYS) -> Iterator[Sequence[M]]:
@@ -559,10 +616,10 @@ def _see_what_others_commit(engine: sa.Engine) -> None:
 
     @sa.event.listens_for(engine, 'connect')
     def _set_isolation(connection: Any, record: Any) -> None:
-        engine.dialect.set_isolation_level(connection, _SEES_COMMITS)
+        engine.dialect.set_isolation_level(connection, _WHAT_OTHERS_COMMIT)
         # A connection that was used at another level, as AUTOCOMMIT, gets this one back; by
         # default that is the level of the server.
-        engine.dialect.default_isolation_level = _SEES_COMMITS
+        engine.dialect.default_isolation_level = _WHAT_OTHERS_COMMIT
 
 
 _READ_ONLY = {

@@ -156,11 +156,21 @@ def _pymysql(limits: TimeLimits) -> Any:
     from pymysql import connections
 
     class Connection(connections.Connection):  # type: ignore[misc]
-        """Checks the deadline before each read and write, as the driver does its limits."""
+        """Checks the deadline with each statement, and once a step while it reads the answer.
+
+        The driver asks for its limits several times for each row and column.
+        """
+
+        _read_limit: float | None = None
+        _read_limit_until = -math.inf
 
         @property
         def _read_timeout(self) -> float | None:
-            return _of_socket(deadline.left(self._read_seconds))
+            now = time.monotonic()
+            if now >= self._read_limit_until:
+                self._read_limit = _of_socket(deadline.left(self._read_seconds))
+                self._read_limit_until = now + _STEP_SECONDS
+            return self._read_limit
 
         @_read_timeout.setter
         def _read_timeout(self, seconds: float | None) -> None:
@@ -168,6 +178,7 @@ def _pymysql(limits: TimeLimits) -> Any:
 
         @property
         def _write_timeout(self) -> float | None:
+            self._read_limit_until = -math.inf  # a statement, maybe of another caller
             return _of_socket(deadline.left(self._write_seconds))
 
         @_write_timeout.setter

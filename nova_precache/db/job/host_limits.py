@@ -27,9 +27,24 @@ class SaturatedRequest:
     hosts: Collection[str]
 
 
-_REQUEST = models.CacheRequest
+_REQUEST, _JOB, _TASK = models.CacheRequest, models.Job, models.Task
 _LIMITS = sa.select(_REQUEST.id, _REQUEST.max_parallel_hosts).where(
-    _REQUEST.status.in_(model.REQUEST_ACTIVE), _REQUEST.max_parallel_hosts.is_not(None)
+    db_session.one_of(_REQUEST.status, model.REQUEST_ACTIVE),
+    _REQUEST.max_parallel_hosts.is_not(None),
+)
+_JOBS = sa.select(_JOB.uuid, _JOB.host, _JOB.epoch)
+# The jobs for which a compute is called, and those that one works on.
+_BUSY = (
+    _JOBS.where(
+        _JOB.host.in_(sa.select(models.Claim.host).where(job_claim.held())),
+        db_session.one_of(_JOB.status, model.TASK_WAITING),
+        _JOB.epoch.is_not(None),
+    ),
+    _JOBS.where(db_session.one_of(_JOB.status, model.TASK_WORKING)),
+)
+# By job alone: otherwise a database may scan all tasks of a request.
+_WANTED = sa.select(_TASK.job_uuid, _TASK.request_id, _TASK.status, _TASK.open).where(
+    _TASK.job_uuid.in_(db_session.keys())
 )
 
 
@@ -94,14 +109,9 @@ def load(session: orm.Session, ended: Mapping[str, int] = types.MappingProxyType
 
 def wanted_by(session: orm.Session, job_ids: Sequence[str]) -> Mapping[str, dict[str, bool]]:
     """Map jobs to the requests with a task in flight, and those to whether the task is open."""
-    task = models.Task
     found: collections.defaultdict[str, dict[str, bool]] = collections.defaultdict(dict)
     for chunk in db_session.chunks(job_ids):
-        # By job alone: otherwise a database may scan all tasks of a request.
-        query = sa.select(task.job_uuid, task.request_id, task.status, task.open).where(
-            task.job_uuid.in_(chunk)
-        )
-        for row in session.execute(query):
+        for row in db_session.run(session, _WANTED, {'keys': chunk}):
             if row.status in model.TASK_IN_FLIGHT:
                 found[row.job_uuid or ''][row.request_id] = row.open
     return found
@@ -150,18 +160,12 @@ def _busy(
     session: orm.Session, limited: Collection[str], ended: Mapping[str, int]
 ) -> Mapping[str, Collection[str]]:
     """Map requests to the hosts where a compute works on, or is called for, a job they want."""
-    job, hosts = models.Job, dict[str, str]()
-    claimed = sa.select(models.Claim.host).where(job_claim.held())
-    is_called = sa.and_(
-        job.host.in_(claimed), job.status.in_(model.TASK_WAITING), job.epoch.is_not(None)
-    )
-    for which in (is_called, job.status.in_(model.TASK_WORKING)):
-        query = sa.select(job.uuid, job.host, job.epoch).where(which)
-        hosts.update(
-            (uuid, host)
-            for uuid, host, epoch in session.execute(query)
-            if uuid not in ended or ended[uuid] != epoch
-        )
+    hosts = {
+        uuid: host
+        for statement in _BUSY
+        for uuid, host, epoch in db_session.run(session, statement)
+        if uuid not in ended or ended[uuid] != epoch
+    }
     busy: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
     for job_id, requests in wanted_by(session, sorted(hosts)).items():
         for request_id in requests:

@@ -58,20 +58,25 @@ class Locked:
 _JOB, _CLAIM = models.Job, models.Claim
 _JOBS: sa.BindParameter[Any] = sa.bindparam('jobs', expanding=True)
 _KEYS = sa.select(_JOB.uuid, _JOB.active_key).where(
-    _JOB.uuid.in_(_JOBS), _JOB.active_key.is_not(None)
+    db_session.among(_JOB.uuid, _JOBS), _JOB.active_key.is_not(None)
 )
 _TABLE = db_session.table(_JOB)
 _TASK = db_session.table(models.Task)
 # Jobs whose ids are the parameter ``keys``, and the tasks in flight that want them.
-THE_JOBS = _TABLE.c.uuid.in_(db_session.keys())
+THE_JOBS = db_session.among(_TABLE.c.uuid, db_session.keys())
 THEIR_TASKS = sa.and_(
-    _TASK.c.job_uuid.in_(db_session.keys()), _TASK.c.status.in_(model.TASK_IN_FLIGHT)
+    db_session.among(_TASK.c.job_uuid, db_session.keys()), _TASK.c.status.in_(model.TASK_IN_FLIGHT)
 )
+_ITS_KEY = db_session.among(_TABLE.c.active_key, db_session.keys())
 _LEAST = sa.bindparam('least_priority', type_=sa.Integer())
 _LOCK = (
     sa.update(_TABLE)
-    .where(_TABLE.c.active_key.in_(db_session.keys()))
+    .where(_ITS_KEY)
     .values(priority=sa.case((_TABLE.c.priority < _LEAST, _LEAST), else_=_TABLE.c.priority))
+)
+# For PostgreSQL, where an UPDATE writes a new version of each row that it finds.
+_LOCK_AS_THEY_ARE = (
+    sa.select(_TABLE.c.id).where(_ITS_KEY).order_by(_TABLE.c.active_key).with_for_update()
 )
 _ANY_PRIORITY = -(2**31)
 _KEYS_AT_ONCE = 1000
@@ -95,7 +100,7 @@ _LOOK = (
     )
     .outerjoin(_CLAIM, sa.and_(_CLAIM.host == _JOB.host, _CLAIM.conductor_id.is_not(None)))
     .outerjoin(models.Agent, models.Agent.host == _JOB.host)
-    .where(_JOB.uuid.in_(_JOBS), _JOB.active_key.is_not(None))
+    .where(db_session.among(_JOB.uuid, _JOBS), _JOB.active_key.is_not(None))
 )
 
 
@@ -132,5 +137,9 @@ def lock_keys(
 
     :param least_priority: raise their priority to this one
     """
+    stay = least_priority == _ANY_PRIORITY and session.get_bind().dialect.name == 'postgresql'
     for chunk in db_session.chunks(sorted(keys), _KEYS_AT_ONCE):
-        db_session.run(session, _LOCK, {'keys': chunk, 'least_priority': least_priority})
+        if stay:
+            db_session.run(session, _LOCK_AS_THEY_ARE, {'keys': chunk})
+        else:
+            db_session.run(session, _LOCK, {'keys': chunk, 'least_priority': least_priority})

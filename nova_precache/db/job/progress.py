@@ -62,9 +62,9 @@ _ACTIVE = (
         _JOB.c.uuid, _JOB.c.id, _JOB.c.active_key, _JOB.c.cell_uuid, _JOB.c.host, _AGENT.c.agent_id
     )
     .outerjoin(_AGENT, _AGENT.c.host == _JOB.c.host)
-    .where(_JOB.c.uuid.in_(db_session.keys()), _JOB.c.active_key.is_not(None))
+    .where(db_session.among(_JOB.c.uuid, db_session.keys()), _JOB.c.active_key.is_not(None))
 )
-_LOCKED = sa.select(_JOB.c.id).where(_JOB.c.active_key.in_(db_session.keys()))
+_LOCKED = sa.select(_JOB.c.id).where(db_session.among(_JOB.c.active_key, db_session.keys()))
 _REPORTED = row_list.RowList(
     'reported',
     {

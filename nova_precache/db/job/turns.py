@@ -84,7 +84,7 @@ def _first_jobs(
             (_JOB.id - sa.cast(_JOB.priority, sa.BigInteger()) * _MOST_IDS).label('turn'),
             sa.case((_is_due(_JOB, full), 1), else_=0).label('due'),
         )
-        .where(_JOB.status.in_(statuses), _JOB.ready, job_claim.unclaimed(), *which)
+        .where(db_session.one_of(_JOB.status, statuses), _JOB.ready, job_claim.unclaimed(), *which)
         .order_by(_JOB.priority.desc(), _JOB.id)
         .limit(sa.bindparam('most', type_=sa.Integer()))
     )
@@ -266,7 +266,7 @@ _AT_WORK = (
         sa.func.sum(_JOB.rate_bytes).label('rate_bytes'),
     )
     .outerjoin(_AGENT, _AGENT.host == _JOB.host)
-    .where(_JOB.status.in_(model.TASK_WORKING), _JOB.rate_bytes > 0)
+    .where(db_session.one_of(_JOB.status, model.TASK_WORKING), _JOB.rate_bytes > 0)
     .where(sa.not_(sa.func.coalesce(is_stale(sa.bindparam('silent_since')), sa.false())))
     .group_by(_JOB.cell_uuid)
 )
@@ -287,10 +287,10 @@ _BYTES_BEFORE = (
     .join(_OTHER, _OTHER.host == _JOB.host)
     .where(
         _TASK.id.in_(sa.bindparam('tasks', expanding=True)),
-        _OTHER.status.in_(model.TASK_IN_FLIGHT),
+        db_session.one_of(_OTHER.status, model.TASK_IN_FLIGHT),
         _OTHER.ready,
         sa.or_(
-            _OTHER.status.in_(model.TASK_WORKING),
+            db_session.one_of(_OTHER.status, model.TASK_WORKING),
             _OTHER.priority > _JOB.priority,
             sa.and_(_OTHER.priority == _JOB.priority, _OTHER.id < _JOB.id),
         ),

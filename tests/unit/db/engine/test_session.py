@@ -16,7 +16,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from nova_precache import conf as options, exception
 from nova_precache.cells import models as cell_models
 from nova_precache.db.engine import models, session
-from tests.unit.conftest import open_database
+from tests.unit.conftest import World, open_database
 
 
 def _value(reader: orm.Session) -> int:
@@ -207,6 +207,30 @@ def test_file_without_database_refused(tmp_path: pathlib.Path) -> None:
 
     with pytest.raises(exception.ConfigError, match='is not a database'):
         open_database(path)
+
+
+def test_many_keys_are_one_parameter() -> None:
+    job = session.table(models.Job)
+    query = sa.select(job.c.id).where(session.among(job.c.uuid, session.keys()))
+
+    made = query.compile(dialect=postgresql.psycopg.dialect())
+
+    assert str(made).endswith('WHERE jobs.uuid = ANY (%(keys)s::TEXT[])')
+    assert made.construct_params({'keys': ['a', 'b']}) == {'keys': ['a', 'b']}
+
+
+@pytest.mark.parametrize('keys', [[], ['j2'], ['j1', 'none', 'j2']])
+def test_rows_found_among_keys(world: World, keys: list[str]) -> None:
+    world.planned(['h1', 'h2'], ['i1'])
+    ids = {f'j{number}': job.uuid for number, job in enumerate(world.all_jobs(), 1)}
+    job = session.table(models.Job)
+    query = sa.select(job.c.uuid).where(session.among(job.c.uuid, session.keys()))
+
+    with world.database.reader() as reader:
+        asked = {'keys': [ids.get(key, key) for key in keys]}
+        found = set(session.run(reader, query, asked).scalars())
+
+    assert found == {ids[key] for key in keys if key in ids}
 
 
 def test_readers_share_one_snapshot(database: session.Database) -> None:
