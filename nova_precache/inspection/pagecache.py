@@ -48,9 +48,9 @@ def is_mostly_cached(path: str) -> bool:
     """
     with open(path, 'rb', buffering=0, opener=files.regular_or_link) as file:
         step = max(1, os.fstat(file.fileno()).st_size // _SAMPLES)
-        # A sampled page may be cached afterwards: each call samples other pages.
-        first = secrets.randbelow(step)
-        found = [_is_cached(file.fileno(), first + number * step) for number in range(_SAMPLES)]
+        # A sampled page is cached afterwards, so a further call must not sample the same ones.
+        places = (number * step + secrets.randbelow(step) for number in range(_SAMPLES))
+        found = [_is_cached(file.fileno(), place) for place in places]
     return sum(found) * 2 >= len(found)
 
 
