@@ -8,13 +8,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-import sqlalchemy as sa
 from oslo_utils import timeutils
 
 from nova_precache import exception, model
 from nova_precache.api.schemas import hosts as schemas
 from nova_precache.db import agents, caches, pins
 from nova_precache.db.engine import models, session as db_session
+from tests import statements
 
 NOW = datetime.datetime(2030, 1, 2, 3, 4, 5)  # noqa: DTZ001 - as the database keeps it
 LONG_AGO = datetime.datetime(2001, 1, 1)  # noqa: DTZ001
@@ -309,17 +309,14 @@ def test_cache_page_takes_constant_statements(
     report('host1')
     pin(api, aggregate, IMAGE)
 
-    def statements(images: int) -> int:
+    def count(images: int) -> int:
         hold('host1', *(f'7c9e2d8a-3f4b-4c5d-8e6f-0a1b2c3d4{n:03}' for n in range(images)))
-        sent: list[str] = []
-        listen = lambda *what: sent.append(what[2])  # noqa: E731
-        sa.event.listen(api.database.engine, 'before_cursor_execute', listen)
-        page = api.get('/v1/hosts/host1/images')
-        sa.event.remove(api.database.engine, 'before_cursor_execute', listen)
+        with statements.recorded(api.database) as sent:
+            page = api.get('/v1/hosts/host1/images')
         assert len(page.json['images']) == images
         return len(sent)
 
-    assert statements(1) == statements(300)
+    assert count(1) == count(300)
 
 
 @pytest.mark.parametrize(
@@ -335,14 +332,11 @@ def test_reads_take_few_statements(api: Any, report: Any, hold: Any, path: str, 
     report('host1')
     hold('host1', IMAGE)
     api.get(path)  # the names of cells are kept
-    sent: list[str] = []
-    listen = lambda *what: sent.append(what[2])  # noqa: E731
 
-    sa.event.listen(api.database.engine, 'before_cursor_execute', listen)
-    assert api.get(path).status_int == 200
-    sa.event.remove(api.database.engine, 'before_cursor_execute', listen)
+    with statements.recorded(api.database, 'SELECT') as sent:
+        assert api.get(path).status_int == 200
 
-    assert len([sql for sql in sent if sql.startswith('SELECT')]) <= most, sent
+    assert len(sent) <= most, sent
 
 
 def removal_path(host: str = 'host1', image: str = IMAGE) -> str:

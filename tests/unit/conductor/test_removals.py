@@ -6,7 +6,6 @@ import datetime
 from collections.abc import Collection, Sequence
 
 import pytest
-import sqlalchemy as sa
 
 from nova_precache import context, exception, model
 from nova_precache.cache import layout
@@ -14,6 +13,7 @@ from nova_precache.cells import breaker
 from nova_precache.conductor import removals, report_buffer
 from nova_precache.db import caches, pins
 from nova_precache.db.engine import models
+from tests import statements
 from tests.unit.conftest import World
 
 CTXT = context.admin_context()
@@ -126,19 +126,16 @@ def test_shared_cache_recorded_for_all(site: Site) -> None:
 
 
 def test_shared_cache_takes_constant_statements(site: Site) -> None:
-    def statements(hosts: int) -> int:
+    def count(hosts: int) -> int:
         names = [f'h{n}' for n in range(1, hosts + 1)]
         for name in names:
             site.world.living(name)
         site.share(*names)
-        sent: list[str] = []
-        listen = lambda *what: sent.append(what[2])  # noqa: E731
-        sa.event.listen(site.world.database.engine, 'before_cursor_execute', listen)
-        assert site.remove().status == 'removed'
-        sa.event.remove(site.world.database.engine, 'before_cursor_execute', listen)
+        with statements.recorded(site.world.database) as sent:
+            assert site.remove().status == 'removed'
         return len(sent)
 
-    assert statements(2) == statements(9)
+    assert count(2) == count(9)
 
 
 @pytest.mark.parametrize('pinned_host', ['h1', 'h2'])

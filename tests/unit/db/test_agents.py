@@ -13,6 +13,7 @@ from pymysql import converters
 from nova_precache import exception, model, wire
 from nova_precache.db import host_removal, pages, statistics
 from nova_precache.db.engine import models, session
+from tests import statements
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World
 
 AGENT = model.Agent(
@@ -485,13 +486,10 @@ def test_largest_reports_fit_one_packet(world: World) -> None:
             break
         state['capabilities'] = more
     hosts = [f'{number:0>255}' for number in range(session.CHUNK_KEYS)]
-    sent: list[str] = []
 
-    def note(_: object, __: object, sql: str, values: Any, *rest: object) -> None:
-        sent.extend(each for each in values if isinstance(each, str))
+    with statements.recorded(world.database) as sent:
+        world.agents.report([wire.agent({**state, 'host': each}, 'cell-1') for each in hosts])
 
-    sa.event.listen(world.database.engine, 'before_cursor_execute', note)
-    world.agents.report([wire.agent({**state, 'host': each}, 'cell-1') for each in hosts])
-
-    most = max(len(converters.escape_string(each)) for each in sent)
+    values = [value for each in sent for value in each.values if isinstance(value, str)]
+    most = max(len(converters.escape_string(value)) for value in values)
     assert 2**20 < most < 2**24  # max_allowed_packet of MariaDB

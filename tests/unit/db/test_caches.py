@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from nova_precache import model
 from nova_precache.db import caches, pages
 from nova_precache.db.engine import models, session
+from tests import statements
 from tests.unit.conftest import LONG_AGO, World
 
 TOUCHED = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901)  # noqa: DTZ001 - as the database keeps it
@@ -138,25 +139,13 @@ def test_repeated_report_refreshes_unchanged_file(world: World, store: caches.Ca
     [before] = store.of_host('h1')
     assert before.reported_at == LONG_AGO
 
-    written = _writes(world.database)
-    store.record([caches.Report('h1', [file('i1')], full=True)])
+    with statements.recorded(world.database, 'INSERT', 'UPDATE', 'DELETE') as written:
+        store.record([caches.Report('h1', [file('i1')], full=True)])
 
     [after] = store.of_host('h1')
     assert after.reported_at is not None
     assert after.reported_at > LONG_AGO
-    assert [each.partition(' SET ')[0] for each in written] == ['UPDATE cached_images']
-
-
-def _writes(database: session.Database) -> list[str]:
-    """Record all statements that write from now on."""
-    written: list[str] = []
-
-    @sa.event.listens_for(database.engine, 'before_cursor_execute')
-    def _note(_1: object, _2: object, statement: str, *_: object) -> None:
-        if not statement.startswith(('SELECT', 'BEGIN', 'ROLLBACK', 'PRAGMA')):
-            written.append(statement)
-
-    return written
+    assert [each.sql.partition(' SET ')[0] for each in written] == ['UPDATE cached_images']
 
 
 def test_files_have_requested_image_ids(world: World, store: caches.Caches) -> None:
@@ -220,15 +209,12 @@ def test_hosts_with_images_found(store: caches.Caches) -> None:
 
 def test_fleet_query_takes_few_statements(world: World, store: caches.Caches) -> None:
     store.record([caches.Report('h7', [file('i1')], full=True)])
-    asked: list[str] = []
-    sa.event.listen(
-        world.database.engine, 'before_cursor_execute', lambda *given: asked.append(given[2])
-    )
 
-    found = store.present([f'h{n}' for n in range(10_000)], [f'i{n}' for n in range(32)])
+    with statements.recorded(world.database, 'SELECT') as asked:
+        found = store.present([f'h{n}' for n in range(10_000)], [f'i{n}' for n in range(32)])
 
     assert set(found) == {('h7', 'i1')}
-    assert len([each for each in asked if each.startswith('SELECT')]) <= 10
+    assert len(asked) <= 10
 
 
 def test_concurrently_added_file_stored_once(

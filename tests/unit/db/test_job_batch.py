@@ -20,6 +20,7 @@ from nova_precache.db.job import (
 )
 from nova_precache.db.job.call import Begin
 from nova_precache.db.job_batch import NextJobRequest
+from tests import statements
 from tests.unit.conftest import CACHED, World
 
 LEASE = datetime.timedelta(seconds=30)
@@ -320,14 +321,11 @@ def test_exhausted_limit_yields_to_next_request(world: World) -> None:
 def test_full_limits_skip_job_query(world: World) -> None:
     world.planned(['h1', 'h2'], ['i1'], options=LIMITED)
     world.begun()
-    asked: list[str] = []
-    sa.event.listen(
-        world.database.engine,
-        'before_cursor_execute',
-        lambda connection, cursor, statement, *rest: asked.append(statement),
-    )
-    assert world.jobs.claim_hosts('c1', limit=9, most=9) == []
-    assert not [each for each in asked if 'UNION' in each]
+
+    with statements.recorded(world.database) as asked:
+        assert world.jobs.claim_hosts('c1', limit=9, most=9) == []
+
+    assert not [each for each in asked if 'UNION' in each.sql]
 
 
 class _Id(str):

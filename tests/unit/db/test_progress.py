@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress of many jobs is written by few statements, in chunks, under the fence of each job."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.db import jobs
-from tests import counting
+from tests import counting, statements
 from tests.unit.conftest import BROKEN, CACHED, World
 
 CANCELLED = model.ImageOutcome(model.TaskStatus.CANCELLED)
@@ -35,19 +32,6 @@ def _begun(world: World, count: int) -> list[jobs.Assignment]:
 def _done(world: World) -> list[int]:
     """Return the bytes of all jobs, by host."""
     return [job.bytes_done for job in sorted(world.all_jobs(), key=lambda job: job.host)]
-
-
-@contextlib.contextmanager
-def _statements(world: World) -> Iterator[list[str]]:
-    found: list[str] = []
-
-    def note(_: object, __: object, sql: str, *rest: object) -> None:
-        if sql.startswith(('SELECT', 'UPDATE')):
-            found.append(sql)
-
-    sa.event.listen(world.database.engine, 'before_cursor_execute', note)
-    yield found
-    sa.event.remove(world.database.engine, 'before_cursor_execute', note)
 
 
 def test_each_report_meets_its_fence(world: World) -> None:
@@ -135,15 +119,16 @@ def test_statements_grow_with_chunks_alone(world: World, monkeypatch: pytest.Mon
     monkeypatch.setattr(jobs, 'REPORTS_AT_ONCE', 4)
     calls = _begun(world, 8)
 
-    with _statements(world) as of_one:
+    with statements.recorded(world.database, 'SELECT', 'UPDATE') as of_one:
         world.jobs.record_progress([_report(calls[0], 1, 10)])
-    with _statements(world) as of_one_chunk:
+    with statements.recorded(world.database, 'SELECT', 'UPDATE') as of_one_chunk:
         world.jobs.record_progress([_report(call, 2, 20) for call in calls[:4]])
-    with _statements(world) as of_two_chunks:
+    with statements.recorded(world.database, 'SELECT', 'UPDATE') as of_two_chunks:
         world.jobs.record_progress([_report(call, 3, 30) for call in calls])
 
     assert len(of_one) == len(of_one_chunk) == 5
-    assert of_one[-2:] == of_one_chunk[-2:]  # built once
+    ends = ([each.sql for each in some[-2:]] for some in (of_one, of_one_chunk))
+    assert next(ends) == next(ends)  # built once
     assert len(of_two_chunks) == 1 + 2 * 4
     assert _done(world) == [30] * 8
 
@@ -152,10 +137,10 @@ def test_late_reports_lock_nothing(world: World) -> None:
     [call] = _begun(world, 1)
     world.jobs.finish(call.job_id, call.epoch, CACHED)
 
-    with _statements(world) as statements:
+    with statements.recorded(world.database, 'UPDATE') as updates:
         assert world.jobs.record_progress([_report(call, 1, 10)]) == 0
 
-    assert not [sql for sql in statements if sql.startswith('UPDATE')]
+    assert updates == []
 
 
 def test_outcome_recorded_between_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,13 +168,9 @@ def test_outcome_recorded_between_chunks(world: World, monkeypatch: pytest.Monke
 def test_chunks_lock_in_reverse(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, 'REPORTS_AT_ONCE', 2)
     calls = _begun(world, 4)
-    locked: list[Sequence[str]] = []
 
-    def note(_: object, __: object, sql: str, values: Sequence[object], *rest: object) -> None:
-        if sql.startswith('UPDATE jobs SET priority'):
-            locked.append([value for value in values if isinstance(value, str)])
+    with statements.recorded(world.database, 'UPDATE jobs SET priority') as locks:
+        world.jobs.record_progress([_report(call, 1, 50) for call in calls])
 
-    sa.event.listen(world.database.engine, 'before_cursor_execute', note)
-    world.jobs.record_progress([_report(call, 1, 50) for call in calls])
-
+    locked = [[value for value in each.values if isinstance(value, str)] for each in locks]
     assert locked == [['h2/i1', 'h3/i1'], ['h0/i1', 'h1/i1']]

@@ -3,10 +3,9 @@
 
 import datetime
 
-import sqlalchemy as sa
-
 from nova_precache.db import statistics
 from nova_precache.db.engine import models
+from tests import statements
 from tests.unit.conftest import BROKEN, CACHED, DOWN_SECONDS, GAP_SECONDS, WAIT_SECONDS, World
 
 
@@ -77,20 +76,14 @@ def test_unheard_cell_counts_silent_hosts_unknown(world: World) -> None:
 
 
 def test_statement_count_is_constant(world: World) -> None:
-    statements: list[str] = []
-
-    @sa.event.listens_for(world.database.engine, 'before_cursor_execute')
-    def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
-        statements.append(statement)
-
-    _census(world).take()
-    few = len(statements)
+    with statements.recorded(world.database) as few:
+        _census(world).take()
     world.planned([f'h{number}' for number in range(50)], ['i1', 'i2'])
-    statements.clear()
 
-    _census(world).take()
+    with statements.recorded(world.database) as sent:
+        _census(world).take()
 
-    assert len(statements) == few
+    assert len(sent) == len(few)
 
 
 def test_age_is_of_oldest_ready_job(world: World) -> None:

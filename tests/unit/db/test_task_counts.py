@@ -4,9 +4,8 @@
 Each test of this directory also checks at its end that counters are the sums over the tasks.
 """
 
-import contextlib
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import pytest
 import sqlalchemy as sa
@@ -25,7 +24,7 @@ from nova_precache.db import (
 from nova_precache.db.engine import models, session
 from nova_precache.db.job.call import Begin
 from nova_precache.db.request import plan as request_plan
-from tests import counting
+from tests import counting, statements
 from tests.unit.conftest import BROKEN, CACHED, DOWN_SECONDS, LONG_AGO, PLANNER, World
 from tests.unit.db.conftest import Changes
 
@@ -42,25 +41,14 @@ def _corrections(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [text for text in caplog.messages if 'counters' in text]
 
 
-@contextlib.contextmanager
-def _statements(database: session.Database) -> Iterator[list[str]]:
-    found: list[str] = []
-
-    def note(_: object, __: object, sql: str, *rest: object) -> None:
-        if not sql.startswith('BEGIN'):
-            found.append(sql)
-
-    sa.event.listen(database.engine, 'before_cursor_execute', note)
-    yield found
-    sa.event.remove(database.engine, 'before_cursor_execute', note)
-
-
-def _tasks_read(database: session.Database, statements: list[str]) -> set[str]:
+def _tasks_read(database: session.Database, sent: Sequence[statements.Statement]) -> set[str]:
     """Return the ways in which SQLite finds the tasks of these statements."""
     with database.engine.connect() as connection:
         plans = [
-            connection.exec_driver_sql(f'EXPLAIN QUERY PLAN {sql}', ('x',) * sql.count('?'))
-            for sql in statements
+            connection.exec_driver_sql(
+                f'EXPLAIN QUERY PLAN {each.sql}', ('x',) * each.sql.count('?')
+            )
+            for each in sent
         ]
         return {row[3] for plan in plans for row in plan if 'cache_tasks' in row[3]}
 
@@ -73,7 +61,7 @@ def test_page_read_by_two_statements(world: World) -> None:
         world.planned([host], ['i1', 'i2'])
     world.begun()
 
-    with _statements(world.database) as statements:
+    with statements.recorded(world.database) as sent:
         page = world.requests.list()
 
     assert [request.counts for request in page] == [
@@ -81,23 +69,23 @@ def test_page_read_by_two_statements(world: World) -> None:
         {'queued': 2},
         {'downloading': 1, 'queued': 1},
     ]
-    assert len(statements) == 2
+    assert len(sent) == 2
 
 
 def test_only_tasks_at_work_are_read(world: World) -> None:
     request = world.planned(['h1'], ['i1'])
 
-    with _statements(world.database) as statements:
+    with statements.recorded(world.database) as sent:
         world.requests.get(request.id)
 
-    assert _tasks_read(world.database, statements) == {
+    assert _tasks_read(world.database, sent) == {
         'SEARCH cache_tasks USING INDEX cache_tasks_status_idx (request_id=? AND status=?)'
     }
 
 
 def test_work_reads_no_other_tasks(world: World) -> None:
     actions = request_actions.RequestActions(world.database)
-    with _statements(world.database) as statements:
+    with statements.recorded(world.database) as sent:
         request = world.planned(['h1', 'h2', 'h3'], ['i1'])
         first, second = world.begun(), world.begun()
         progress = model.Progress(model.TaskStatus.DOWNLOADING, 1)
@@ -109,7 +97,7 @@ def test_work_reads_no_other_tasks(world: World) -> None:
         actions.cancel(request.id)
         pins.Pins(world.database).load()
 
-    found = _tasks_read(world.database, statements)
+    found = _tasks_read(world.database, sent)
     assert any('cache_tasks_job_idx' in step for step in found)
     assert [step for step in found if 'cache_tasks_state_idx' in step] == []
 
@@ -200,10 +188,10 @@ def test_plan_reads_its_hosts_once(world: World) -> None:
     assert world.requests.next_to_plan(PLANNER)
     assert world.plan(request, ['h1'])
 
-    with _statements(world.database) as statements:
+    with statements.recorded(world.database) as sent:
         assert world.plan(request, ['h1', 'h2'])
 
-    assert sum('FROM cache_tasks' in sql for sql in statements) == 1
+    assert sum('FROM cache_tasks' in each.sql for each in sent) == 1
     assert world.requests.get(request.id).counts == {'queued': 2}
 
 
@@ -230,12 +218,12 @@ def test_nothing_is_written_without_change(world: World) -> None:
     call = world.begun()
     progress = model.Progress(model.TaskStatus.DOWNLOADING, 10, 100, 5)
 
-    with _statements(world.database) as statements:
+    with statements.recorded(world.database) as sent:
         report = jobs.ProgressReport(call.job_id, call.epoch, 1, progress)
         assert world.jobs.record_progress([report]) == 1
         world.jobs.renew('c1')
 
-    assert not [sql for sql in statements if 'task_counts' in sql]
+    assert not [each for each in sent if 'task_counts' in each.sql]
 
 
 def test_unknown_status_is_counted(world: World, changes: Changes) -> None:

@@ -5,11 +5,11 @@ import datetime
 from collections.abc import Mapping
 
 import pytest
-import sqlalchemy as sa
 
 from nova_precache import model
 from nova_precache.db.engine import models, session
 from nova_precache.db.job import host_limits, turns
+from tests import statements
 from tests.unit.conftest import BROKEN, World
 
 LATER = datetime.datetime(2099, 1, 1)  # noqa: DTZ001 - as the database keeps it
@@ -182,14 +182,11 @@ def test_cells_of_page_share_statements(world: World) -> None:
     for number, cell in enumerate(cells):
         world.planned([f'h{number}', f'k{number}'], ['i1'], cell_uuid=cell.uuid)
     hosts = {cell.uuid: [f'k{number}'] for number, cell in enumerate(cells)}
-    sent: list[str] = []
-    listen = lambda *what: sent.append(what[2])  # noqa: E731
 
     with world.database.reader() as reader:
         now = session.now(reader)
-        sa.event.listen(world.database.engine, 'before_cursor_execute', listen)
-        found = turns.places(reader, now, hosts)
-        sa.event.remove(world.database.engine, 'before_cursor_execute', listen)
+        with statements.recorded(world.database) as sent:
+            found = turns.places(reader, now, hosts)
 
     assert found == {f'k{number}': turns.Place(1, 100) for number in range(5)}
     assert len(sent) == 2  # the queues, and more urgent hosts

@@ -12,6 +12,7 @@ from oslo_db import exception as db_exception
 from nova_precache import exception, model
 from nova_precache.db import agents, caches, jobs
 from nova_precache.db.engine import session
+from tests import statements
 from tests.unit.conftest import LONG_AGO, World
 
 
@@ -192,14 +193,9 @@ def test_report_takes_one_statement(world: World) -> None:
     hosts = [f'h{number}' for number in range(50)]
     for host in hosts:
         world.living(host)
-    ran: list[str] = []
-    sa.event.listen(
-        world.database.engine,
-        'before_cursor_execute',
-        lambda connection, cursor, statement, *others: ran.append(statement),
-    )
 
-    world.agents.report([model.Agent(host, f'agent-{host}', world.cell.uuid) for host in hosts])
+    with statements.recorded(world.database, 'UPDATE') as updates:
+        world.agents.report([model.Agent(host, f'agent-{host}', world.cell.uuid) for host in hosts])
 
-    assert len([each for each in ran if each.startswith('UPDATE')]) == 1
+    assert len(updates) == 1
     assert agents.Agents(world.database, 60).down(hosts) == {}
