@@ -18,7 +18,7 @@ from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
 from nova_precache.db import pages
-from nova_precache.db.engine import models, row_list, session as db_session
+from nova_precache.db.engine import models, session as db_session
 
 LOG = logging.getLogger(__name__)
 
@@ -210,20 +210,6 @@ def bootable(present: Present, images: Collection[model.Image]) -> Present:
 
 
 _ROW = models.CachedImage
-_TABLE = db_session.table(_ROW)
-_CHANGED = row_list.RowList(
-    'changed',
-    {
-        **{name: _TABLE.c[name].type for name in ('host', 'name', *_SORTED, 'reported_at')},
-        'used_by': sa.BigInteger(),  # as every whole number of a list
-    },
-    text_key='host',
-)
-_CHANGE = (
-    sa.update(_TABLE)
-    .where(_TABLE.c.host == _CHANGED.key, _TABLE.c.name == _CHANGED.c.name)
-    .values({name: _CHANGED.c[name] for name in (*_SORTED, 'reported_at')})
-)
 # Columns, not objects: there may be a hundred thousand rows.
 _FILES = sa.select(
     _ROW.host,
@@ -392,8 +378,16 @@ def _delete(session: orm.Session, host: str, names: Sequence[str]) -> None:
 
 def _update(session: orm.Session, rows: Sequence[_Row]) -> None:
     """Update rows by their keys; skip a row that another conductor removed."""
-    for some in db_session.chunks(rows):
-        db_session.run(session, _CHANGE, _CHANGED.values(some))
+    if not rows:
+        return
+    statement = (
+        sa.update(_ROW)
+        .where(_ROW.host == sa.bindparam('its_host'), _ROW.name == sa.bindparam('its_name'))
+        .values({name: sa.bindparam(name) for name in rows[0] if name not in ('host', 'name')})
+    )
+    session.connection().execute(
+        statement, [{**row, 'its_host': row['host'], 'its_name': row['name']} for row in rows]
+    )
 
 
 def _note_told(session: orm.Session, hosts: Sequence[str], now: datetime.datetime) -> None:

@@ -413,41 +413,6 @@ def test_refused_report_dropped_from_batch(
     assert named == ['Refused a report from host h7', 'Refused an inventory from host h7']
 
 
-def test_changed_files_written_together(
-    database: session.Database, caplog: pytest.LogCaptureFixture
-) -> None:
-    world = open_world(database)
-    store = caches.Caches(database)
-    hosts = [f'h{number}' for number in range(300)]
-    names = [letter * 40 for letter in 'abc']
-
-    def files(host: str, size_bytes: int, used_by: int | None) -> list[model.CachedImage]:
-        return [
-            model.CachedImage(host, name, None, size_bytes, 1, LONG_AGO, used_by) for name in names
-        ]
-
-    for host in hosts:
-        world.living(host)
-    store.record([caches.Report(host, files(host, 1, None), full=True) for host in hosts])
-
-    store.record(
-        caches.Report(host, files(host, 2**70 if host == 'h7' else 5, 7)[:2]) for host in hosts
-    )
-
-    sizes = {
-        (host, each.name[0]): (each.size_bytes, each.used_by)
-        for host in hosts
-        for each in store.of_host(host)
-    }
-    assert sizes == {
-        (host, letter): (5, 7) if host != 'h7' and letter != 'c' else (1, None)
-        for host in hosts
-        for letter in 'abc'
-    }
-    named = [each.partition(':')[0] for each in caplog.messages if each.startswith('Refused')]
-    assert named == ['Refused an inventory from host h7']
-
-
 def test_hosts_seen_when_reports_were_sent(database: session.Database) -> None:
     world = open_world(database)
     with database.reader() as reader:
