@@ -353,8 +353,10 @@ def _take_over(session: orm.Session, host: str) -> None:
     """
     job = models.Job
     active = sa.select(job.uuid).where(job.host == host, job.status.in_(model.TASK_IN_FLIGHT))
-    locked = locking.lock(session, session.scalars(active).all()).values()
-    again = {each: 0.0 for each in locked if each.epoch is not None and each.goes_on}
+    locked = dict(locking.lock(session, session.scalars(active).all()))
+    # Jobs that were planned while these locks were awaited.
+    locked.update(locking.lock(session, set(session.scalars(active)) - locked.keys()))
+    again = {each: 0.0 for each in locked.values() if each.epoch is not None and each.goes_on}
     job_outcome.schedule_retry(session, again, _TAKEN_OVER, attempts=-1)
 
 
