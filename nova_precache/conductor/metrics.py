@@ -124,7 +124,7 @@ class ReportCollector(registry.Collector):
         )
         yield core.CounterMetricFamily(
             f'{_PREFIX}_dropped_reports',
-            'Heartbeats that were dropped, because their cell had sent too many.',
+            'Reports that were dropped, because too many were buffered.',
             value=self._reports.dropped,
         )
         yield core.CounterMetricFamily(

@@ -41,13 +41,16 @@ class Pace:
         self._cost_before = 0.0
 
     def note(self, transfers: Mapping[jobs.Sender, int]) -> None:
-        """Record the number of transfers of which each host has reported.
+        """Record the number of transfers of which each host has reported, at each write.
 
+        Windows end only here: while the database is away, the hosts report as often as before.
         Only what a registered agent reported of its own jobs may count: any other sender could
         make all hosts report less often.
         """
         with self._lock:
-            self._turn()
+            if self._clock() - self._window.began_at >= WINDOW_SECONDS:
+                self._cost_before = self._window.cost_seconds()
+                self._window = _Window(self._clock())
             for host, number in transfers.items():
                 if number:
                     self._window.note(host, number)
@@ -55,17 +58,8 @@ class Pace:
     def next_seconds(self) -> float:
         """Return the time until the next report of a host with transfers."""
         with self._lock:
-            self._turn()
             cost_seconds = max(self._window.cost_seconds(), self._cost_before)
         return min(max(SHORTEST_SECONDS, cost_seconds / CORES), self._longest_seconds)
-
-    def _turn(self) -> None:
-        """Begin another window if the current one has ended."""
-        age_seconds = self._clock() - self._window.began_at
-        if age_seconds >= WINDOW_SECONDS:
-            is_recent = age_seconds < 2 * WINDOW_SECONDS
-            self._cost_before = self._window.cost_seconds() if is_recent else 0.0
-            self._window = _Window(self._clock())
 
 
 class _Window:

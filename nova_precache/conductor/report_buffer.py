@@ -5,9 +5,9 @@ import datetime
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from nova_precache import exception, model, wire
+from nova_precache import exception, model
 from nova_precache.conductor import rpcapi
 from nova_precache.db import agents, caches, jobs
 
@@ -18,8 +18,9 @@ LOG = logging.getLogger(__name__)
 MAX_IMAGES = 20_000
 # Per cell, between two writes: above the number of hosts that may register in a cell.
 MAX_STATES = 50_000
-# Kept for the next write while the database is away.
 MAX_PROGRESS = 50_000
+# Between two log lines about the late reports of a cell.
+LATE_SECONDS = 3600.0
 
 
 class ReportBuffer:
@@ -27,18 +28,16 @@ class ReportBuffer:
 
     A cell is heard at a write if messages of all its topics have arrived lately, one of them since
     the last write: with any of its topics silent, its hosts would be so, too, without being down.
-    For the same reason, a cell whose reports have all been late lately is not heard, and one whose
-    pings are late is not judged for a while: its hosts are silent because reports wait too long.
+    For the same reason, a cell is not heard while all its reports are late.
 
     Their senders do not repeat what was buffered, so progress and inventories that the database
     could not take are written again. Heartbeats are not: the next ones follow soon.
 
     :param note_heard: records the cells that are heard
-    :param note_late: records the cells whose messages arrive too late
     :param note_transfers: called with the number of transfers of which each host has reported
     :param heard_seconds: how long a message shows that its topic is heard
     :param refuse: called with agents that reported but are not registered for their hosts
-    :ivar dropped: number of heartbeats that were dropped, because their cell had sent too many
+    :ivar dropped: number of reports that were dropped, because too many were buffered
     :ivar late: number of reports that were dropped, because they had waited for too long
     """
 
@@ -49,7 +48,6 @@ class ReportBuffer:
         cache_store: caches.Caches,
         note_heard: Callable[[Collection[str]], None] = lambda cell_uuids: None,
         refuse: Callable[[Collection[model.Agent]], None] = lambda agents: None,
-        note_late: Callable[[Collection[str]], None] = lambda cell_uuids: None,
         note_transfers: Callable[[Mapping[jobs.Sender, int]], None] = lambda transfers: None,
         heard_seconds: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
@@ -59,7 +57,6 @@ class ReportBuffer:
         self._caches = cache_store
         self._note_heard = note_heard
         self._refuse = refuse
-        self._note_late = note_late
         self._note_transfers = note_transfers
         self._heard_seconds = heard_seconds
         self._clock = clock
@@ -69,10 +66,9 @@ class ReportBuffer:
         self._newly_heard: set[str] = set()
         self._taken: dict[str, float] = {}
         self._dropped: dict[str, float] = {}
-        self._late: set[str] = set()
-        self._senders = wire.Senders(LOG)
+        self._next_line: dict[str, float] = {}
         self._states: dict[str, dict[tuple[str, str], model.Agent]] = {}
-        self._progress: dict[_Call, jobs.ProgressReport] = {}
+        self._progress: dict[str | None, dict[_Call, jobs.ProgressReport]] = {}
         self._images: list[tuple[str, caches.Report]] = []
         self._images_count = 0
         self._writing_images = threading.Lock()
@@ -91,14 +87,20 @@ class ReportBuffer:
 
     def drop(self, cell_uuid: str) -> None:
         """Record that a report of a cell was dropped, as it has waited for too long."""
+        now = self._clock()
         with self._lock:
-            self._dropped[cell_uuid] = self._clock()
+            self._dropped[cell_uuid] = now
             self.late += 1
-
-    def hear_late(self, cell_uuid: str) -> None:
-        """Record that messages of a cell wait too long: hosts may be silent only for that."""
-        with self._lock:
-            self._late.add(cell_uuid)
+            is_due = now >= self._next_line.get(cell_uuid, now)
+            if is_due:
+                self._next_line[cell_uuid] = now + LATE_SECONDS
+        if is_due:
+            LOG.warning(
+                'Reports of cell %s wait longer than %g s, after which they are dropped: '
+                'add conductors, or CPUs for them',
+                cell_uuid,
+                rpcapi.REPORT_SECONDS,
+            )
 
     def add_state(self, agent: model.Agent) -> None:
         """Buffer a heartbeat, unless a later one of the agent is buffered.
@@ -117,12 +119,18 @@ class ReportBuffer:
                 self.dropped += 1
 
     def add_progress(self, report: jobs.ProgressReport) -> None:
-        """Buffer a progress report; drop it if a newer one of the same call is buffered."""
-        call = report.cell_uuid, report.job_id, report.epoch, report.agent_id
+        """Buffer a progress report, unless a newer one of the same call is buffered.
+
+        Drop one of a further call if its cell has sent too many.
+        """
+        call = report.job_id, report.epoch, report.agent_id
         with self._lock:
-            known = self._progress.get(call)
-            if known is None or report.sequence > known.sequence:
-                self._progress[call] = report
+            of_cell = self._progress.setdefault(report.cell_uuid, {})
+            known = of_cell.get(call)
+            if known is None and len(of_cell) >= MAX_PROGRESS:
+                self.dropped += 1
+            elif known is None or report.sequence > known.sequence:
+                of_cell[call] = report
 
     def add_images(self, agent_id: str, report: caches.Report) -> None:
         """Buffer the cache inventory that an agent reports.
@@ -131,7 +139,7 @@ class ReportBuffer:
         """
         with self._lock:
             self._images.append((agent_id, report))
-            self._images_count += len(report.images) + len(report.removed) + 1
+            self._images_count += _size(report)
             is_full = self._images_count >= MAX_IMAGES
         if is_full and self._writing_images.acquire(blocking=False):
             try:
@@ -144,34 +152,20 @@ class ReportBuffer:
         with self._lock:
             return {
                 'state': sum(map(len, self._states.values())),
-                'progress': len(self._progress),
+                'progress': sum(map(len, self._progress.values())),
                 'images': self._images_count,
             }
 
     def write_states(self) -> None:
-        """Write the buffered heartbeats, and which cells were heard, or too late."""
+        """Write the buffered heartbeats, and which cells were heard."""
         with self._lock:
             states, self._states = self._states, {}
-            late, self._late = self._late, set()
-            heard = [each for each in self._heard_cells() if each not in late]
-        if late:  # first: until then, its silent hosts may be judged
-            self._warn(late)
-            self._note_late(late)
+            heard = self._heard_cells()
         reports = [agent for of_cell in states.values() for agent in of_cell.values()]
         if reports and (unregistered := self._agents.report(reports)):
             self._refuse(unregistered)
         if heard:  # only now: a conductor that cannot record heartbeats has not heard the cell
             self._note_heard(heard)
-
-    def _warn(self, late: Collection[str]) -> None:
-        for cell_uuid in late:
-            if self._senders.is_first('late messages', cell_uuid):
-                LOG.warning(
-                    'Reports of cell %s wait longer than %g s, after which they are dropped: '
-                    'add conductors, or CPUs for them',
-                    cell_uuid,
-                    rpcapi.REPORT_SECONDS,
-                )
 
     def _heard_cells(self) -> Collection[str]:
         newly, self._newly_heard = self._newly_heard, set()
@@ -190,12 +184,14 @@ class ReportBuffer:
         """Write the buffered progress."""
         with self._lock:
             progress, self._progress = self._progress, {}
-        if not progress:
+        reports = [report for of_cell in progress.values() for report in of_cell.values()]
+        if not reports:
+            self._note_transfers({})
             return
         try:
-            self._jobs.record_progress(progress.values(), self._note_transfers)
+            self._jobs.record_progress(reports, self._note_transfers)
         except exception.DatabaseUnavailable:
-            for report in list(progress.values())[:MAX_PROGRESS]:
+            for report in reports:
                 self.add_progress(report)
             raise
 
@@ -206,8 +202,7 @@ class ReportBuffer:
 
     def _write_buffered_images(self) -> None:
         with self._lock:
-            told, self._images = self._images, []
-            count, self._images_count = self._images_count, 0
+            told, self._images, self._images_count = self._images, [], 0
         if not told:
             return
         try:
@@ -218,14 +213,25 @@ class ReportBuffer:
                 if _is_of(registered.get(report.host), agent_id, report.cell_uuid)
             )
         except exception.DatabaseUnavailable:
-            with self._lock:
-                if self._images_count + count < MAX_IMAGES:
-                    self._images[:0] = told  # the later ones must win
-                    self._images_count += count
+            self._keep(told)
             raise
 
+    def _keep(self, told: Sequence[tuple[str, caches.Report]]) -> None:
+        """Put inventories back before later ones, the newest of them if there is not room."""
+        with self._lock:
+            kept = len(told)
+            while kept and self._images_count + _size(told[kept - 1][1]) <= MAX_IMAGES:
+                kept -= 1
+                self._images_count += _size(told[kept][1])
+            self._images[:0] = told[kept:]
+            self.dropped += kept
 
-_Call = tuple[str | None, str, int, str | None]
+
+_Call = tuple[str, int, str | None]
+
+
+def _size(report: caches.Report) -> int:
+    return len(report.images) + len(report.removed) + 1
 
 
 def _sent_at(agent: model.Agent) -> datetime.datetime:

@@ -58,7 +58,7 @@ class ReportEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
 
     @rpc.refuses(exception.InvalidInput, exception.DatabaseUnavailable)
     def ping(self, ctxt: context.RequestContext, sent: object = None, **unknown: Any) -> str:
-        """Record whether reports of the cell arrive in time; return the version that is served.
+        """Record that reports of the cell arrive in time; return the version that is served.
 
         :param sent: as of a report, by the conductor that sends the ping; None if it does not
             know the database's time
@@ -66,9 +66,7 @@ class ReportEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         :raises nova_precache.exception.InvalidInput: the time is out of range
         """
         sent_at = wire.maybe(wire.sending_time, sent, 'sent')
-        if sent_at is not None and self._is_late(sent_at, self._clock.now()):
-            self._reports.hear_late(self._cell_uuid)
-        else:
+        if sent_at is None or not self._is_late(sent_at, self._clock.now()):
             self._reports.hear(self._cell_uuid, rpcapi.REPORTS_TOPIC)
         return super().ping(ctxt)
 

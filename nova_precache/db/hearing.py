@@ -3,9 +3,8 @@
 
 A host may be silent because it is down, or because its cell's broker, every conductor or this
 database was away. So conductors record for each cell that messages arrive, every few seconds
-and by the database's clock. After a gap, and when messages arrive too late to be read, the cell's
-time starts again, and none of its hosts counts as down before it has been silent for long enough
-since then.
+and by the database's clock. After a gap the cell's time starts again, and none of its hosts
+counts as down before it has been silent for long enough since then.
 
 A cell without a row is served only by conductors of an earlier release: there the last report
 of a host decides alone.
@@ -78,14 +77,6 @@ class Hearings:
         """Record that messages of these cells arrive."""
         self._write(lambda session: _note(session, sorted(cell_uuids), self._gap))
 
-    def restart(self, cell_uuids: Collection[str]) -> None:
-        """Record that messages of these cells arrive, but too late to judge a host by them.
-
-        The time of a cell starts again, whatever another conductor hears of it: that gets only
-        some of its messages.
-        """
-        self._write(lambda session: _note(session, sorted(cell_uuids), self._gap, restart=True))
-
     def begin(self, cell_uuids: Collection[str]) -> None:
         """Record cells that are about to be served for the first time.
 
@@ -105,21 +96,14 @@ class Hearings:
             self._database.write(work)  # another conductor was first
 
 
-def _note(
-    session: orm.Session,
-    cell_uuids: Sequence[str],
-    gap: datetime.timedelta,
-    *,
-    restart: bool = False,
-) -> None:
+def _note(session: orm.Session, cell_uuids: Sequence[str], gap: datetime.timedelta) -> None:
     now, row = db_session.now(session), models.Hearing
     _add(session, cell_uuids, now)
-    since = now if restart else sa.case((row.until < now, now), else_=row.since)
     session.execute(
         db_session.update(row)
         .where(row.cell_uuid.in_(cell_uuids))
         # In the order of the columns: on MariaDB the first one still sees the old ``until``.
-        .values(since=since, until=now + gap)
+        .values(since=sa.case((row.until < now, now), else_=row.since), until=now + gap)
     )
 
 

@@ -96,7 +96,6 @@ class ConductorParts:
             caches.Caches(database),
             note_heard=self.hearings.note,
             refuse=self.backend.refuse,
-            note_late=self.hearings.restart,
             note_transfers=self.pace.note,
             heard_seconds=common.hearing_gap_seconds(conf),
         )

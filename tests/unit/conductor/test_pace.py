@@ -72,9 +72,20 @@ def test_interval_kept_between_windows(heard: Heard) -> None:
     assert heard.pace.next_seconds() == pytest.approx(4.4)
 
 
+def test_outage_of_database_keeps_interval(heard: Heard) -> None:
+    heard.report(2000)
+
+    heard.now = 10 * pace.WINDOW_SECONDS
+    assert heard.pace.next_seconds() == pytest.approx(4.4), 'no report was written since'
+    heard.report(100)
+
+    assert heard.pace.next_seconds() == pytest.approx(4.4)
+
+
 def test_ended_transfers_free_their_share(heard: Heard) -> None:
     heard.report(10_000)
-    heard.now = 2 * pace.WINDOW_SECONDS
+    for heard.now in (pace.WINDOW_SECONDS, 2 * pace.WINDOW_SECONDS):
+        heard.report(0)
 
     assert heard.pace.next_seconds() == pace.SHORTEST_SECONDS
 

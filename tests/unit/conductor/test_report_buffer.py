@@ -13,6 +13,7 @@ from nova_precache import exception, model
 from nova_precache.conductor import report_buffer, rpcapi
 from nova_precache.db import caches, jobs
 from nova_precache.db.engine import models, session as db_session
+from tests.clock import Clock
 from tests.unit.conftest import LONG_AGO, WAIT_SECONDS, World
 
 
@@ -141,7 +142,47 @@ def test_long_outage_fills_no_memory(
             with contextlib.suppress(exception.DatabaseUnavailable):
                 write()
 
-    assert max(reports.sizes().values()) <= 20
+    assert reports.sizes() == {'state': 0, 'progress': 20, 'images': 20}
+    assert reports.dropped == 80 + 90
+
+
+def test_progress_of_one_cell_displaces_no_other(
+    world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_buffer, 'MAX_PROGRESS', 5)
+    world.planned(['h1'], ['i1'])
+    begun = world.begun()
+    for number in range(100):
+        made_up = dataclasses.replace(_report(begun, 1, 10), job_id=f'j{number}', cell_uuid='other')
+        reports.add_progress(made_up)
+
+    reports.add_progress(_report(begun, 1, 50))
+    reports.write_progress()
+
+    assert world.job(begun.job_id).bytes_done == 50
+    assert reports.dropped == 95
+
+
+def test_transfers_noted_at_each_write(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[int] = []
+    reports = report_buffer.ReportBuffer(
+        world.agents,
+        world.jobs,
+        caches.Caches(world.database),
+        note_transfers=lambda transfers: noted.append(sum(transfers.values())),
+    )
+    world.planned(['h1'], ['i1'])
+    reports.add_progress(_report(world.begun(), 1, 50))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.jobs, 'record_progress', _away)
+        with pytest.raises(exception.DatabaseUnavailable):
+            reports.write_progress()
+    assert noted == []
+    reports.write_progress()
+    reports.write_progress()
+
+    assert noted == [1, 0]
 
 
 def _fail(agents: object) -> None:
@@ -321,15 +362,18 @@ def test_older_state_displaces_no_newer(
     assert world.agents.down(['h1']) == {}
 
 
-def test_late_cell_logged_once(
-    reports: report_buffer.ReportBuffer, caplog: pytest.LogCaptureFixture
-) -> None:
-    for _ in range(3):
-        reports.hear_late('cell-1')
-        reports.write_states()
+def test_late_reports_logged_seldom(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock(0.0)
+    reports = report_buffer.ReportBuffer(
+        world.agents, world.jobs, caches.Caches(world.database), clock=clock
+    )
 
-    [message] = caplog.messages
-    assert message.startswith('Reports of cell cell-1 wait longer than 5 s')
+    for clock.now in (0, 5, 10, report_buffer.LATE_SECONDS - 1, report_buffer.LATE_SECONDS):
+        reports.drop('cell-1')
+
+    assert reports.late == 5
+    assert len(caplog.messages) == 2
+    assert caplog.messages[0].startswith('Reports of cell cell-1 wait longer than 5 s')
 
 
 def _sent(world: World, reports: report_buffer.ReportBuffer, host: str, age: float) -> None:
