@@ -41,7 +41,7 @@ def test_small_fleet_reports_over_broker(rabbitmq: RabbitMQ, tmp_path: pathlib.P
     )
 
     assert found.heartbeats.messages >= 4
-    assert found.heartbeats.cpu.conductor > 0
+    assert found.registrations.cpu.conductor > 0
     assert [each.transfers for each in found.progress] == [2, 4]
     assert all(each.flow.messages > 0 < each.written_ms for each in found.progress)
     assert found.backlog.messages > 0
