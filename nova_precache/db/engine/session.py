@@ -179,7 +179,7 @@ class Database:
         if shared is not None:
             yield shared
             return
-        with self._reading(_FOR_NEXT) as session:
+        with self._reading() as session:
             yield session
 
     @contextlib.contextmanager
@@ -189,7 +189,7 @@ class Database:
         Its connection stays prepared for the next one: these are frequent, and writes beside
         them are rare.
         """
-        with self._reading(_FOR_ALL) as session:
+        with self._reading(keeps_level=True) as session:
             setattr(self._shared, _SESSION, session)
             try:
                 yield
@@ -197,16 +197,17 @@ class Database:
                 delattr(self._shared, _SESSION)
 
     @contextlib.contextmanager
-    def _reading(self, set_level: str) -> Iterator[orm.Session]:
+    def _reading(self, *, keeps_level: bool = False) -> Iterator[orm.Session]:
         """Open a transaction that sees one state.
 
-        :param set_level: the statement that sets its level, on MariaDB
+        :param keeps_level: on MariaDB, leave its connection prepared for further ones
         """
         with self._translated(), self._sessions() as session:
             connection = session.info[_CONNECTION] = session.connection()
             if self.engine.dialect.name in _MYSQLS and _KEPT_LEVEL not in connection.info:
+                set_level = _FOR_ALL if keeps_level else _FOR_NEXT
                 connection.exec_driver_sql(set_level.format(_ONE_STATE))
-                if set_level == _FOR_ALL:
+                if keeps_level:
                     connection.info[_KEPT_LEVEL] = _ONE_STATE
             yield session
 
