@@ -44,11 +44,14 @@ def takes_direct_writes(path: str) -> bool:
 def is_mostly_cached(path: str) -> bool:
     """Return whether half of a file is in the page cache, by a sample of its pages.
 
+    The sampled pages that were not cached are cached afterwards, and no others.
+
     :raises OSError: it cannot be read
     """
     with open(path, 'rb', buffering=0, opener=files.regular_or_link) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # without read-ahead
         step = max(1, os.fstat(file.fileno()).st_size // _SAMPLES)
-        # A sampled page is cached afterwards, so a further call must not sample the same ones.
+        # A further call must not find the pages that this one loads.
         places = (number * step + secrets.randbelow(step) for number in range(_SAMPLES))
         found = [_is_cached(file.fileno(), place) for place in places]
     return sum(found) * 2 >= len(found)
