@@ -27,6 +27,7 @@ from tests import shared_work
 from tests.leaks import SECRETS
 from tools.servers import databases, keystone as keystone_server, own_port
 from tools.servers.rabbitmq import Login, RabbitMQ
+from tools.waiting import TIMEOUT_SECONDS
 
 Server = TypeVar('Server', bound=process.ServerProcess)
 
@@ -180,7 +181,7 @@ def upload_image(glance: glance_server.GlanceServer) -> UploadImage:
             **properties,
         }
         images = f'{glance.url}/v2/images'
-        requests.post(images, json=description, timeout=30).raise_for_status()
+        requests.post(images, json=description, timeout=TIMEOUT_SECONDS).raise_for_status()
         content = data if isinstance(data, bytes) else data.read_bytes()
         requests.put(
             f'{images}/{image_id}/file',

@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import requests
 
+from tools.waiting import TIMEOUT_SECONDS
+
 _DATA = re.compile(r'^/v2/images/([0-9a-f-]{36})/file$')
 _CHUNK_BYTES = 64 * 1024
 _HOLD_SECONDS = 600
@@ -148,7 +150,7 @@ class Gateway:
             self._glance_url + handler.path,
             headers={**_end_to_end(dict(handler.headers)), **self._forwarded()},
             data=handler.rfile.read(length),
-            timeout=60,
+            timeout=TIMEOUT_SECONDS,
         )
         handler.send_response(answer.status_code)
         for name, value in _end_to_end(dict(answer.headers)).items():
@@ -173,7 +175,7 @@ class Gateway:
             self._glance_url + handler.path,
             headers=_end_to_end(dict(handler.headers)),
             stream=True,
-            timeout=60,
+            timeout=TIMEOUT_SECONDS,
         ) as answer:
             download.status = answer.status_code
             handler.send_response(answer.status_code)

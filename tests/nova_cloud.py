@@ -14,6 +14,7 @@ from typing import Any, Self
 import requests
 
 from tools.servers.nova import cloud
+from tools.waiting import TIMEOUT_SECONDS
 
 CALLER = {
     'X-User-Id': 'e3a1c7b2f0d94a58b6c0d1e2f3a4b5c6',
@@ -99,20 +100,22 @@ class NovaCloud(cloud.StockNova):
         """Change the nova-compute of a host as an operator would, and change it back."""
         [service] = self.get(f'/os-services?binary=nova-compute&host={host}')['services']
         path = f'{self.url}/v2.1/os-services/{service["id"]}'
-        requests.put(path, json=off, headers=CALLER, timeout=60).raise_for_status()
+        requests.put(path, json=off, headers=CALLER, timeout=TIMEOUT_SECONDS).raise_for_status()
         try:
             yield
         finally:
-            requests.put(path, json=on, headers=CALLER, timeout=60).raise_for_status()
+            requests.put(path, json=on, headers=CALLER, timeout=TIMEOUT_SECONDS).raise_for_status()
 
     def get(self, path: str) -> Any:
-        answer = requests.get(f'{self.url}/v2.1{path}', headers=CALLER, timeout=60)
+        answer = requests.get(f'{self.url}/v2.1{path}', headers=CALLER, timeout=TIMEOUT_SECONDS)
         answer.raise_for_status()
         return answer.json()
 
     def post(self, path: str, body: Any) -> requests.Response:
         """Call the compute API as an admin."""
-        answer = requests.post(f'{self.url}/v2.1{path}', json=body, headers=CALLER, timeout=60)
+        answer = requests.post(
+            f'{self.url}/v2.1{path}', json=body, headers=CALLER, timeout=TIMEOUT_SECONDS
+        )
         answer.raise_for_status()
         return answer
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 import pytest
 
 from tests.service import Service
-from tools.waiting import TimedOut, wait_until
+from tools.waiting import TIMEOUT_SECONDS, TimedOut, wait_until
 
 with warnings.catch_warnings():
     # Those of other projects' modules as they are imported.
@@ -111,21 +111,21 @@ class Terminal:
             wait_until(self._ends_after_ctrl_c, 'the command has ended')
         except TimedOut as exc:
             self.process.send_signal(signal.SIGABRT)  # it then says where each thread is
-            self.process.wait(10)
-            self._reader.join(10)
+            self.process.wait(TIMEOUT_SECONDS)
+            self._reader.join(TIMEOUT_SECONDS)
             raise AssertionError(f'{exc}; on the screen:\n{self.text}') from exc
         return self.end()
 
     def _ends_after_ctrl_c(self) -> bool:
         self.press(CTRL_C)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(10)
+            self.process.wait(TIMEOUT_SECONDS)
         return self.process.poll() is not None
 
     def end(self) -> int:
         """Wait until the command has ended and all that it said was read; give its status."""
-        status = self.process.wait(60)
-        self._reader.join(10)
+        status = self.process.wait(TIMEOUT_SECONDS)
+        self._reader.join(TIMEOUT_SECONDS)
         return status
 
     def _read(self) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tools.waiting import TIMEOUT_SECONDS
+
 AGENT = 64901  # no user of the machine
 NAMELESS = 64902
 NOBODY = 65534
@@ -43,7 +45,7 @@ def run(work: Callable[[], Any], *, fowner: bool = False, own_namespace: bool = 
     try:
         return receiving.recv()
     finally:
-        process.join(60)
+        process.join(TIMEOUT_SECONDS)
 
 
 def _work(

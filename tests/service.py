@@ -10,9 +10,8 @@ import requests
 
 from nova_precache import model
 from tests.leaks import SECRETS
-from tools.waiting import wait_until
+from tools.waiting import TIMEOUT_SECONDS, wait_until
 
-TIMEOUT_SECONDS = 60.0
 LATEST = {'OpenStack-API-Version': 'compute 2.81', 'X-Auth-Token': 'admin'}
 
 
@@ -52,14 +51,18 @@ class Service:
 
     def post(self, path: str, body: Any) -> requests.Response:
         return _looked_at(
-            requests.post(self.compute_url + path, json=body, headers=LATEST, timeout=60)
+            requests.post(
+                self.compute_url + path, json=body, headers=LATEST, timeout=TIMEOUT_SECONDS
+            )
         )
 
     def delete(self, path: str) -> requests.Response:
-        return _looked_at(requests.delete(self.compute_url + path, headers=LATEST, timeout=60))
+        return _looked_at(
+            requests.delete(self.compute_url + path, headers=LATEST, timeout=TIMEOUT_SECONDS)
+        )
 
     def get(self, path: str) -> dict[str, Any]:
-        answer = _looked_at(requests.get(self.precache_url + path, timeout=60))
+        answer = _looked_at(requests.get(self.precache_url + path, timeout=TIMEOUT_SECONDS))
         answer.raise_for_status()
         return dict(answer.json())
 

@@ -11,6 +11,7 @@ import requests
 
 from nova_precache import exception
 from nova_precache.image import fake, glance, service
+from tools.waiting import TIMEOUT_SECONDS
 
 DATA = hashlib.sha512(b'seed').digest() * 50_000
 
@@ -75,7 +76,7 @@ class GlanceBackend:
 
     def _call(self, method: str, path: str, document: object = None) -> None:
         url = f'{self._url}/v2/images/{path}'
-        requests.request(method, url, json=document, timeout=30).raise_for_status()
+        requests.request(method, url, json=document, timeout=TIMEOUT_SECONDS).raise_for_status()
 
 
 @pytest.fixture(params=['fake', 'glance'])

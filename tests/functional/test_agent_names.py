@@ -19,6 +19,7 @@ from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started
 from tests.gateway import Gateway
 from tests.service import Host, wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 DOWN_SECONDS = 2
@@ -75,7 +76,7 @@ def _transport_url(started: Started, cell: str) -> str:
 def _connect(started: Started) -> sqlite3.Connection:
     conf = configuration.new(config_files=[started.conf])
     path = conf.database.connection.removeprefix('sqlite:///')
-    return sqlite3.connect(path, isolation_level=None, timeout=60)
+    return sqlite3.connect(path, isolation_level=None, timeout=TIMEOUT_SECONDS)
 
 
 def _agents_ids(known: agents.Agents) -> dict[str, str]:

@@ -11,12 +11,15 @@ from tests import disk_images, gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start
 from tests.service import Service, wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 
 
 def post(service: Service, path: str, body: Any) -> requests.Response:
-    return requests.post(service.precache_url + path, json={'request': body}, timeout=60)
+    return requests.post(
+        service.precache_url + path, json={'request': body}, timeout=TIMEOUT_SECONDS
+    )
 
 
 def estimate(service: Service, body: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from nova_precache.db.engine import schema, session
 from tests import bad_clients, wsgi
 from tests.leaks import SECRETS
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 CLIENTS = 200
 ROUNDS = 5
@@ -114,7 +115,7 @@ endpoint_override = http://127.0.0.1:1
             wait_until(made.is_healthy, 'the API answers', 60)
             yield made
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(TIMEOUT_SECONDS) == 0
         finally:
             process.kill()
     assert 'Traceback' not in log_path.read_text()
@@ -162,7 +163,7 @@ def test_huge_body_refused_unread_everywhere(
     head = f'{method} {path} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n'.encode()
     piece = b'100000\r\n' + b' ' * MIB + b'\r\n' if 'chunked' in framing else b' ' * MIB
     sent = 0
-    with socket.create_connection(('127.0.0.1', api.port), timeout=20) as client:
+    with socket.create_connection(('127.0.0.1', api.port), timeout=TIMEOUT_SECONDS) as client:
         client.sendall(head)
         with contextlib.suppress(ConnectionError):
             while sent < 1536:

@@ -16,6 +16,7 @@ import requests
 from nova_precache.standalone import glance as glance_server
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started, starting
+from tools.waiting import TIMEOUT_SECONDS
 
 DASHBOARD = 'https://dash.example'
 ASKED = {'aggregate': {'name': 'made-by-a-page'}}
@@ -38,7 +39,7 @@ def ask(
     started: Started, method: str, path: str, body: str = '', **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """Send a request as a browser would; ``Host`` is the service's name in the page."""
-    connection = http.client.HTTPConnection('127.0.0.1', port_of(started), timeout=60)
+    connection = http.client.HTTPConnection('127.0.0.1', port_of(started), timeout=TIMEOUT_SECONDS)
     sent = {name.replace('_', '-'): value for name, value in headers.items()}
     connection.request(method, path, body, sent)
     answer = connection.getresponse()
@@ -48,7 +49,7 @@ def ask(
 
 
 def names(started: Started) -> set[str]:
-    answer = requests.get(f'{started.service.compute_url}/os-aggregates', timeout=60)
+    answer = requests.get(f'{started.service.compute_url}/os-aggregates', timeout=TIMEOUT_SECONDS)
     return {each['name'] for each in answer.json()['aggregates']}
 
 
@@ -116,7 +117,9 @@ def test_preflight_allows_only_configured_origin(started: Started) -> None:
     ],
 )
 def test_repeated_header_bypasses_no_check(started: Started, head: str) -> None:
-    with socket.create_connection(('127.0.0.1', port_of(started)), timeout=60) as connection:
+    with socket.create_connection(
+        ('127.0.0.1', port_of(started)), timeout=TIMEOUT_SECONDS
+    ) as connection:
         connection.sendall(f'GET /v1/hosts HTTP/1.1\r\n{head}Connection: close\r\n\r\n'.encode())
         assert connection.makefile('rb').readline().split()[1] in (b'400', b'403')
 
@@ -139,7 +142,9 @@ def test_public_endpoint_is_only_other_name(start: Start) -> None:
 
 def read(started: Started, path: str, token: str = READER) -> tuple[int, Any]:
     answer = requests.get(
-        f'{started.service.precache_url}{path}', headers={'X-Auth-Token': token}, timeout=60
+        f'{started.service.precache_url}{path}',
+        headers={'X-Auth-Token': token},
+        timeout=TIMEOUT_SECONDS,
     )
     return answer.status_code, answer.json()
 
@@ -171,7 +176,9 @@ def test_reader_sees_no_hosts_or_names(started: Started, upload_image: UploadIma
     assert json.dumps(marked[1]).replace(request_id, unknown) == json.dumps(
         read(started, f'/requests?marker={unknown}')[1]
     )
-    requests.delete(f'{started.service.compute_url}/os-aggregates/{aggregate_id}', timeout=60)
+    requests.delete(
+        f'{started.service.compute_url}/os-aggregates/{aggregate_id}', timeout=TIMEOUT_SECONDS
+    )
 
 
 def test_fifo_as_lock_fails_only_job(start: Start, upload_image: UploadImage) -> None:

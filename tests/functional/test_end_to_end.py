@@ -14,6 +14,7 @@ from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 
@@ -154,7 +155,7 @@ def test_boot_joins_download_of_precache(
         text=True,
     )
     gateway.release()
-    disk, _ = boot.communicate(timeout=60)
+    disk, _ = boot.communicate(timeout=TIMEOUT_SECONDS)
 
     assert boot.returncode == 0
     assert started.service.wait(request_id)['counts'] == {'cached': 1}

@@ -16,6 +16,7 @@ from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 
@@ -134,7 +135,9 @@ def test_deleted_image_fails_with_reason(
     request_id = service.cache(service.aggregate('one', service.hosts[:1]), image_id)
     gateway.wait_for(1)
 
-    requests.delete(f'{gateway.url}/v2/images/{image_id}', timeout=30).raise_for_status()
+    requests.delete(
+        f'{gateway.url}/v2/images/{image_id}', timeout=TIMEOUT_SECONDS
+    ).raise_for_status()
     gateway.release()
 
     assert service.wait(request_id)['status'] == 'failed'

@@ -16,6 +16,7 @@ from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start
 from tests.service import Host, Service, wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 SIZE = 4 * MIB
@@ -38,7 +39,7 @@ class Operator:
         return self._post(f'/requests/{request_id}/action', {action: arguments or None})
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = requests.post(self.service.precache_url + path, json=body, timeout=60)
+        answer = requests.post(self.service.precache_url + path, json=body, timeout=TIMEOUT_SECONDS)
         assert answer.status_code == 202, answer.text
         return dict(answer.json()['request'])
 

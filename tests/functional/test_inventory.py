@@ -18,9 +18,9 @@ from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started
 from tests.service import Host, Service, wait_until
 from tests.unit.cache.conftest import held_by_another_process
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
-WAIT_SECONDS = 20
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def _compute_of(started: Started, host: Host) -> compute_rpcapi.ComputeAPI:
     [cell] = [each for each in cells.Inventory(database).list_cells() if each.name == host.cell]
     database.dispose()
     transport = rpc.connect(conf, cell.transport_url)
-    return compute_rpcapi.ComputeAPI(transport, None, 0, WAIT_SECONDS, WAIT_SECONDS)
+    return compute_rpcapi.ComputeAPI(transport, None, 0, TIMEOUT_SECONDS, TIMEOUT_SECONDS)
 
 
 def test_running_compute_discards_unused_partial(

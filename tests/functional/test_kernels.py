@@ -16,6 +16,7 @@ from tests.conftest import UploadImage
 from tests.functional.conftest import Start
 from tests.functional.test_upgrades import ComputeOf11
 from tests.service import Host, Service, wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 # An x86 kernel that starts as a disk could, too: 0x55AA where an MBR has it.
@@ -59,7 +60,7 @@ def _names(service: Service, host: Host) -> set[str]:
 
 def _estimate(service: Service, *image_ids: str) -> dict[str, Any]:
     body = {'request': {'hosts': [service.hosts[0].name], 'images': list(image_ids)}}
-    answer = requests.post(f'{service.precache_url}/estimate', json=body, timeout=60)
+    answer = requests.post(f'{service.precache_url}/estimate', json=body, timeout=TIMEOUT_SECONDS)
     answer.raise_for_status()
     [host] = answer.json()['estimate']['hosts']
     return dict(host)
@@ -125,7 +126,7 @@ def test_newly_named_kernel_fetched(
         f'{glance.url}/v2/images/{image_id}',
         json=[{'op': 'add', 'path': '/kernel_id', 'value': kernel_id}],
         headers={'Content-Type': 'application/openstack-images-v2.1-json-patch'},
-        timeout=30,
+        timeout=TIMEOUT_SECONDS,
     ).raise_for_status()
 
     request = service.wait(service.cache(aggregate_id, image_id))
@@ -150,7 +151,9 @@ def test_image_without_companion_refused_unsaved(
     }[value]
     upload_image(DATA, id=image_id, **{kind: named})
     if value == 'deactivated':
-        requests.post(f'{glance.url}/v2/images/{companion}/actions/deactivate', timeout=30)
+        requests.post(
+            f'{glance.url}/v2/images/{companion}/actions/deactivate', timeout=TIMEOUT_SECONDS
+        )
 
     answer = service.ask(service.aggregate('edge'), image_id)
 
@@ -175,7 +178,9 @@ def test_deleted_companion_fails_running_task(
     request_id = service.cache(service.aggregate('edge', (host,)), bootable.image)
     wait_until(lambda: gateway.served(bootable.image), 'the image itself is on its way')
     companion = getattr(bootable, lost)
-    requests.delete(f'{glance.url}/v2/images/{companion}', timeout=30).raise_for_status()
+    requests.delete(
+        f'{glance.url}/v2/images/{companion}', timeout=TIMEOUT_SECONDS
+    ).raise_for_status()
     gateway.release()
 
     request = service.wait(request_id)
@@ -226,7 +231,7 @@ def test_pin_keeps_kernel_and_counts_it(start: Start, bootable: Bootable) -> Non
     host = service.hosts[0]
     aggregate_id = service.aggregate('edge', (host,))
     body = {'pin': {'aggregate': aggregate_id, 'images': [bootable.image]}}
-    made = requests.post(f'{service.precache_url}/pins', json=body, timeout=60)
+    made = requests.post(f'{service.precache_url}/pins', json=body, timeout=TIMEOUT_SECONDS)
     made.raise_for_status()
     pin_id = made.json()['pin']['id']
 

@@ -34,6 +34,7 @@ from nova_precache.db import (
 from nova_precache.db.engine import schema, session
 from nova_precache.wiring import common
 from nova_precache.wsgi import server
+from tools.waiting import TIMEOUT_SECONDS
 
 LEAST_CALLS = 2000
 HOSTS = ('host1', 'host2', 'host3')
@@ -194,7 +195,7 @@ def test_service_matches_its_document(url: str, counted: Counted, tmp_path: path
     assert failed == set(), run.stdout
     assert run.returncode == 0, run.stdout + run.stderr
     assert sum(counted.answers.values()) >= LEAST_CALLS
-    described = http.get(f'{url}/v1/openapi.json', timeout=60).json()['paths']
+    described = http.get(f'{url}/v1/openapi.json', timeout=TIMEOUT_SECONDS).json()['paths']
     successes = {
         (method.upper(), re.sub(r'\{\w+\}', '{}', path), int(next(iter(operation['responses']))))
         for path, methods in described.items()

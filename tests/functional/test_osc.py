@@ -13,6 +13,7 @@ from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started, starting
 from tests.openstack import Site
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 2**20
 
@@ -357,7 +358,7 @@ def test_wait_survives_service_restart(
     started.stop()
     gateway.release()
     start(api={'bind_port': port})
-    out, said = waiter.communicate(timeout=60)
+    out, said = waiter.communicate(timeout=TIMEOUT_SECONDS)
 
     assert waiter.returncode == 0, said
     assert 'retrying' in said

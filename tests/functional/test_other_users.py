@@ -19,6 +19,7 @@ from nova_precache.standalone import glance as glance_server
 from tests import other_user
 from tests.conftest import UploadImage
 from tests.service import Host, Service, wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 OLD = 1_000_000_000
@@ -70,7 +71,7 @@ def running(directory: pathlib.Path, glance: str, capabilities: str = '') -> Ite
             yield Service(told['compute_url'], told['precache_url'], hosts)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(TIMEOUT_SECONDS)
 
 
 def test_pin_waits_for_untouchable_foreign_file(
@@ -122,7 +123,7 @@ def _ended(service: Service, request_id: str) -> str:
 
 def _pin(service: Service, aggregate: int, image_id: str) -> str:
     body = {'pin': {'aggregate': aggregate, 'images': [image_id]}}
-    answer = requests.post(f'{service.precache_url}/pins', json=body, timeout=60)
+    answer = requests.post(f'{service.precache_url}/pins', json=body, timeout=TIMEOUT_SECONDS)
     answer.raise_for_status()
     return str(answer.json()['pin']['id'])
 

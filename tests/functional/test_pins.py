@@ -23,6 +23,7 @@ from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started, starting
 from tests.service import Host, Service, wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 HOUR_SECONDS = 3600
@@ -76,7 +77,7 @@ class Pinned:
 def _pin(service: Service, image_id: str, *hosts: Host) -> Pinned:
     aggregate_id = service.aggregate(f'pinned-{image_id}', hosts)
     body = {'pin': {'aggregate': aggregate_id, 'images': [image_id]}}
-    answer = requests.post(f'{service.precache_url}/pins', json=body, timeout=60)
+    answer = requests.post(f'{service.precache_url}/pins', json=body, timeout=TIMEOUT_SECONDS)
     assert answer.status_code == 201, answer.text
     return Pinned(service, answer.json()['pin']['id'], aggregate_id, image_id)
 
@@ -96,7 +97,9 @@ def _ask_for_later(service: Service, image_id: str) -> str:
         'images': [image_id],
         'not_before': '2099-01-01T00:00:00Z',
     }
-    answer = requests.post(f'{service.precache_url}/requests', json={'request': body}, timeout=60)
+    answer = requests.post(
+        f'{service.precache_url}/requests', json={'request': body}, timeout=TIMEOUT_SECONDS
+    )
     assert answer.status_code == 202, answer.text
     return str(answer.json()['request']['id'])
 
@@ -210,7 +213,9 @@ def test_deleted_image_ends_pin_stays_cached(
     pin = _pin(service, image_id, host)
     pin.wait_warm(host)
 
-    requests.delete(f'{glance.url}/v2/images/{image_id}', timeout=60).raise_for_status()
+    requests.delete(
+        f'{glance.url}/v2/images/{image_id}', timeout=TIMEOUT_SECONDS
+    ).raise_for_status()
     wait_until(lambda: pin.now()['status'] == 'ended', 'the pin has ended')
 
     ended = pin.now()
@@ -293,7 +298,7 @@ def test_ended_pin_requests_nothing_more(
     other = upload_image(os.urandom(MIB))
     pin.wait_warm(host)
 
-    answer = requests.delete(f'{service.precache_url}/pins/{pin.id}', timeout=60)
+    answer = requests.delete(f'{service.precache_url}/pins/{pin.id}', timeout=TIMEOUT_SECONDS)
     assert answer.status_code == 204, answer.text
     checked_at = pin.now()['checked_at']
     host.base_path(image_id).unlink()

@@ -22,6 +22,7 @@ from tests.conftest import UploadImage
 from tests.functional.conftest import Started, starting
 from tests.openstack import Site
 from tests.service import Host, Service, wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 BOOTS = 30
@@ -53,7 +54,7 @@ def image_id(upload_image: UploadImage) -> str:
 
 def delete(service: Service, host: Host, image_id: str) -> requests.Response:
     url = f'{service.precache_url}/hosts/{host.name}/images/{image_id}'
-    return requests.delete(url, timeout=60)
+    return requests.delete(url, timeout=TIMEOUT_SECONDS)
 
 
 def remove(service: Service, host: Host, image_id: str) -> model.Json:
@@ -112,7 +113,7 @@ def test_pinned_image_stays(service: Service, image_id: str) -> None:
     service.aggregate(aggregate, (host,))
     pins = f'{service.precache_url}/pins'
     body = {'pin': {'aggregate': aggregate, 'images': [image_id]}}
-    pin = requests.post(pins, json=body, timeout=60).json()['pin']['id']
+    pin = requests.post(pins, json=body, timeout=TIMEOUT_SECONDS).json()['pin']['id']
 
     removal = remove(service, host, image_id)
 
@@ -121,7 +122,7 @@ def test_pinned_image_stays(service: Service, image_id: str) -> None:
         f'pin {pin} keeps it on aggregate {aggregate}',
     )
     assert host.base_path(image_id).exists()
-    requests.delete(f'{pins}/{pin}', timeout=60).raise_for_status()
+    requests.delete(f'{pins}/{pin}', timeout=TIMEOUT_SECONDS).raise_for_status()
     assert remove(service, host, image_id)['status'] == 'removed'
 
 

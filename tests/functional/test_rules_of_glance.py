@@ -12,6 +12,7 @@ from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started
 from tests.service import LATEST, Service
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 POLICY = '"compute:aggregates:images": "@"\n'
@@ -30,7 +31,7 @@ def _ask(service: Service, project: str, aggregate: int, image_id: str) -> str:
         f'{service.compute_url}/os-aggregates/{aggregate}/images',
         json={'cache': [{'id': image_id}]},
         headers={**LATEST, 'X-Auth-Token': f'user:{project}:member'},
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
     )
     assert answer.status_code == 202, answer.text
     return answer.headers['Location'].rsplit('/', 1)[1]
@@ -40,9 +41,9 @@ def _share(
     gateway: site_link.Gateway, image_id: str, project: str, status: str = 'accepted'
 ) -> None:
     members = f'{gateway.url}/v2/images/{image_id}/members'
-    requests.post(members, json={'member': project}, timeout=30).raise_for_status()
+    requests.post(members, json={'member': project}, timeout=TIMEOUT_SECONDS).raise_for_status()
     answer = {'status': status}
-    requests.put(f'{members}/{project}', json=answer, timeout=30).raise_for_status()
+    requests.put(f'{members}/{project}', json=answer, timeout=TIMEOUT_SECONDS).raise_for_status()
 
 
 def _patch(gateway: site_link.Gateway, image_id: str, name: str, value: str) -> None:
@@ -50,7 +51,7 @@ def _patch(gateway: site_link.Gateway, image_id: str, name: str, value: str) -> 
         f'{gateway.url}/v2/images/{image_id}',
         json=[{'op': 'replace', 'path': f'/{name}', 'value': value}],
         headers={'Content-Type': 'application/openstack-images-v2.1-json-patch'},
-        timeout=30,
+        timeout=TIMEOUT_SECONDS,
     ).raise_for_status()
 
 
@@ -76,16 +77,18 @@ def _hide(gateway: site_link.Gateway, image_id: str) -> None:
 
 def _unshare(gateway: site_link.Gateway, image_id: str) -> None:
     member = f'{gateway.url}/v2/images/{image_id}/members/p2'
-    requests.delete(member, timeout=30).raise_for_status()
+    requests.delete(member, timeout=TIMEOUT_SECONDS).raise_for_status()
 
 
 def _deactivate(gateway: site_link.Gateway, image_id: str) -> None:
     deactivate = f'{gateway.url}/v2/images/{image_id}/actions/deactivate'
-    requests.post(deactivate, timeout=30).raise_for_status()
+    requests.post(deactivate, timeout=TIMEOUT_SECONDS).raise_for_status()
 
 
 def _delete(gateway: site_link.Gateway, image_id: str) -> None:
-    requests.delete(f'{gateway.url}/v2/images/{image_id}', timeout=30).raise_for_status()
+    requests.delete(
+        f'{gateway.url}/v2/images/{image_id}', timeout=TIMEOUT_SECONDS
+    ).raise_for_status()
 
 
 @pytest.mark.parametrize(

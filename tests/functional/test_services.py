@@ -9,10 +9,11 @@ import requests
 from tests.conftest import UploadImage
 from tests.functional.conftest import QUICK, Start, Started
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 
 def _get(url: str) -> tuple[int, Any]:
-    answer = requests.get(url, timeout=60)
+    answer = requests.get(url, timeout=TIMEOUT_SECONDS)
     return answer.status_code, answer
 
 

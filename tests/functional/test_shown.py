@@ -16,6 +16,7 @@ from tests.conftest import UploadImage
 from tests.functional.conftest import Start
 from tests.openstack import Site
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 # Far more than the buffers of a connection hold.
@@ -41,7 +42,7 @@ def test_request_watched_cancelled_and_retried(
     gateway.wait_for(4)
     (request,) = site('precache', 'list', '--image', cut)
     site('precache', 'cancel', request['ID'])
-    _, said = watcher.communicate(timeout=60)
+    _, said = watcher.communicate(timeout=TIMEOUT_SECONDS)
 
     assert watcher.returncode == 1
     assert 'Total: cancelled, 12 of 12 done' in said

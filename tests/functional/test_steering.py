@@ -28,10 +28,10 @@ from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started
 from tests.service import Host, wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 CTXT = context.admin_context()
-WAIT_SECONDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +58,16 @@ class Held:
             ]
         transport = rpc.connect(_conf(self.started), cell.transport_url)
         try:
-            yield rpcapi.ComputeAPI(transport, None, 0, WAIT_SECONDS, WAIT_SECONDS)
+            yield rpcapi.ComputeAPI(transport, None, 0, TIMEOUT_SECONDS, TIMEOUT_SECONDS)
         finally:
             transport.retire()
 
     def cancel(self, **arguments: bool) -> None:
         """Cancel the request."""
         url = f'{self.started.service.precache_url}/requests/{self.request_id}/action'
-        requests.post(url, json={'cancel': arguments or None}, timeout=60).raise_for_status()
+        requests.post(
+            url, json={'cancel': arguments or None}, timeout=TIMEOUT_SECONDS
+        ).raise_for_status()
 
     def stop(self, why: model.StopWhy, keep_partial: bool = False) -> bool:
         with self.compute() as api:
@@ -244,7 +246,7 @@ def _paced(started: Started, image_id: str, **options: Any) -> str:
     host = service.hosts[0].name
     asked = {'hosts': [host], 'images': [image_id], 'max_rate_bytes': 1024, **options}
     url = f'{service.precache_url}/requests'
-    answer = requests.post(url, json={'request': asked}, timeout=60)
+    answer = requests.post(url, json={'request': asked}, timeout=TIMEOUT_SECONDS)
     answer.raise_for_status()
     request_id = str(answer.json()['request']['id'])
     wait_until(lambda: service.request(request_id)['bytes_done'] > 0, 'it has begun')
@@ -253,7 +255,7 @@ def _paced(started: Started, image_id: str, **options: Any) -> str:
 
 def _change(started: Started, request_id: str, **asked: Any) -> None:
     url = f'{started.service.precache_url}/requests/{request_id}'
-    requests.patch(url, json={'request': asked}, timeout=60).raise_for_status()
+    requests.patch(url, json={'request': asked}, timeout=TIMEOUT_SECONDS).raise_for_status()
 
 
 def test_lifted_rate_applies_to_running_transfer(
@@ -329,7 +331,7 @@ def test_boot_boosts_precache_of_its_image(
     request_id = service.cache(service.aggregate('one', (host,)), image_id)
     wait_until(lambda: service.request(request_id)['bytes_done'] > 0, 'it has begun')
 
-    disk, errors = _boot(started, host, image_id).communicate(timeout=WAIT_SECONDS)
+    disk, errors = _boot(started, host, image_id).communicate(timeout=TIMEOUT_SECONDS)
 
     assert pathlib.Path(disk.strip()).exists(), errors
     assert service.wait(request_id)['counts'] == {'cached': 1}
@@ -349,7 +351,7 @@ def test_interrupted_boot_ends_and_releases_lock(
     gateway.wait_for(1)
 
     boot.send_signal(signal.SIGINT)
-    disk, errors = boot.communicate(timeout=WAIT_SECONDS)
+    disk, errors = boot.communicate(timeout=TIMEOUT_SECONDS)
 
     assert (boot.returncode, disk) == (1, '')
     assert errors.endswith('interrupted: no root disk was created\n')
@@ -366,10 +368,10 @@ def test_interrupted_waiting_boot_leaves_precache_running(
 ) -> None:
     boot = _boot(held.started, held.host, held.image_id)
     with futures.ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(boot.communicate, timeout=WAIT_SECONDS)
+        ended = pool.submit(boot.communicate, timeout=TIMEOUT_SECONDS)
         _wait_until_it_waits(held, boot)
         boot.send_signal(signal.SIGTERM)
-        _, errors = ended.result(WAIT_SECONDS)
+        _, errors = ended.result(TIMEOUT_SECONDS)
 
     assert boot.returncode == 1
     assert errors.endswith('interrupted: no root disk was created\n')

@@ -25,6 +25,7 @@ from tests.conftest import UploadImage
 from tests.functional.conftest import Start, Started
 from tests.openstack import Site
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 BIG = 16 * MIB
@@ -316,7 +317,7 @@ def test_pins_hold_back_newer_messages(
 
 def _act(started: Started, request_id: str, action: str) -> None:
     url = f'{started.service.precache_url}/requests/{request_id}/action'
-    requests.post(url, json={action: None}, timeout=60).raise_for_status()
+    requests.post(url, json={action: None}, timeout=TIMEOUT_SECONDS).raise_for_status()
 
 
 def _says(caplog: pytest.LogCaptureFixture, text: str) -> bool:
@@ -340,4 +341,4 @@ def _change(started: Started, sql: str) -> None:
 
 def _open(started: Started) -> sqlite3.Connection:
     state_dir = started.standalone.ready_file.parent
-    return sqlite3.connect(state_dir / 'nova-precache.sqlite', timeout=30)
+    return sqlite3.connect(state_dir / 'nova-precache.sqlite', timeout=TIMEOUT_SECONDS)

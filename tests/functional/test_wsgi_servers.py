@@ -18,6 +18,7 @@ from nova_precache.db.engine import schema, session
 from tests import wsgi
 from tests.leaks import SECRETS
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 # A proxy that strips /compute must not lose or change any part of it.
 FORWARDED = {
@@ -36,7 +37,7 @@ class Served:
     process: subprocess.Popen[bytes]
 
     def get(self, path: str) -> requests.Response:
-        return requests.get(self.url + path, headers=FORWARDED, timeout=60)
+        return requests.get(self.url + path, headers=FORWARDED, timeout=TIMEOUT_SECONDS)
 
     def answers(self) -> bool:
         try:
@@ -63,7 +64,7 @@ def _serving(
         try:
             yield Served(url, log_path, process)
             process.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(TIMEOUT_SECONDS) == 0
         finally:
             process.kill()
 

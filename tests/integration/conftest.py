@@ -27,6 +27,7 @@ from tests.integration import keystone_site, link
 from tests.leaks import SECRETS
 from tools.servers import keystone as keystone_server, nova
 from tools.servers.rabbitmq import RabbitMQ
+from tools.waiting import TIMEOUT_SECONDS
 
 BIN = pathlib.Path(sys.executable).parent
 CELLS = ('cell1', 'cell2')
@@ -158,7 +159,7 @@ class Deployment:
             each.send_signal(signal.SIGCONT)
             doors.wait_until(functools.partial(_can_stop, each), 'it has come to serve')
             each.send_signal(signal.SIGTERM)
-        statuses = {name: each.wait(60) for name, each in stopped.items()}
+        statuses = {name: each.wait(TIMEOUT_SECONDS) for name, each in stopped.items()}
         assert set(statuses.values()) <= {0}, statuses
 
     def _stop_running(self, names: Iterable[str]) -> None:
@@ -229,7 +230,7 @@ class Deployment:
         """Return whether all hosts are up in the database that the API uses."""
         if not self._answers():
             return False
-        answer = requests.get(f'{self.service.precache_url}/hosts', timeout=60)
+        answer = requests.get(f'{self.service.precache_url}/hosts', timeout=TIMEOUT_SECONDS)
         hosts = answer.json()['hosts'] if answer.ok else []
         up = {each['host'] for each in hosts if each['status'] == 'up'}
         return {host.name for host in self.hosts} <= up

@@ -24,6 +24,7 @@ from tests.leaks import SECRETS
 from tests.service import wait_until
 from tools.servers import keystone as keystone_server
 from tools.servers.glance import GlanceUnderKeystone
+from tools.waiting import TIMEOUT_SECONDS
 
 BIN = pathlib.Path(sys.executable).parent
 # The operator's own role in the policy file below.
@@ -121,7 +122,7 @@ class Site:
         """Stop everything as an operator would; fail if a process does not stop."""
         for each in self.processes.values():
             each.send_signal(signal.SIGTERM)
-        statuses = {name: each.wait(60) for name, each in self.processes.items()}
+        statuses = {name: each.wait(TIMEOUT_SECONDS) for name, each in self.processes.items()}
         assert set(statuses.values()) <= {0}, statuses
 
     def secrets(self) -> set[str]:
@@ -181,7 +182,7 @@ class Site:
 
     def _answers(self) -> bool:
         try:
-            return requests.get(self.compute_url, timeout=60).ok
+            return requests.get(self.compute_url, timeout=TIMEOUT_SECONDS).ok
         except requests.ConnectionError:
             return False
 
@@ -211,7 +212,7 @@ class Site:
         if token is not None:
             sent['X-Auth-Token'] = token
         url = f'http://127.0.0.1:{self.port}{path}'
-        answer = requests.request(method, url, json=body, headers=sent, timeout=60)
+        answer = requests.request(method, url, json=body, headers=sent, timeout=TIMEOUT_SECONDS)
         SECRETS.look_into(f'{answer.headers}{answer.text}', f'the answer to {method} {path}')
         return answer
 
@@ -248,12 +249,14 @@ class Site:
             'disk_format': 'raw',
         }
         images = f'{self.glance.url}/v2/images'
-        requests.post(images, json=description, headers=headers, timeout=60).raise_for_status()
+        requests.post(
+            images, json=description, headers=headers, timeout=TIMEOUT_SECONDS
+        ).raise_for_status()
         requests.put(
             f'{images}/{image_id}/file',
             data=os.urandom(size_bytes),
             headers={**headers, 'Content-Type': 'application/octet-stream'},
-            timeout=60,
+            timeout=TIMEOUT_SECONDS,
         ).raise_for_status()
         return image_id
 

@@ -33,7 +33,7 @@ from tests.leaks import SECRETS
 from tools import documentation
 from tools.servers import databases
 from tools.servers.rabbitmq import RabbitMQ
-from tools.waiting import wait_until
+from tools.waiting import TIMEOUT_SECONDS, wait_until
 
 API, CONDUCTOR = 'api', 'conductor'
 CONTROL_PLANE = (CONDUCTOR, API)
@@ -204,7 +204,7 @@ class Site(keystone_site.Site):
         """Stop a process that serves as an operator would."""
         stopped = self.processes.pop(name)
         stopped.send_signal(signal.SIGTERM)
-        assert stopped.wait(60) == 0, name
+        assert stopped.wait(TIMEOUT_SECONDS) == 0, name
 
     @contextlib.contextmanager
     def frozen(self, name: str) -> Iterator[None]:

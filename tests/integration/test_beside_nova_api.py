@@ -24,6 +24,7 @@ from tests.conftest import UploadImage, require_environment
 from tests.integration import compute_api_corpus as corpus
 from tools.servers import nova
 from tools.servers.nova import api as nova_api
+from tools.waiting import TIMEOUT_SECONDS
 
 # The caller for each API: by its token, and by Keystone's headers.
 CALLER = {
@@ -62,7 +63,9 @@ class Door:
     def ask(self, ask: corpus.Ask) -> Answer:
         location = urllib.parse.urlsplit(self.url)
         assert location.hostname is not None
-        connection = http.client.HTTPConnection(location.hostname, location.port, timeout=30)
+        connection = http.client.HTTPConnection(
+            location.hostname, location.port, timeout=TIMEOUT_SECONDS
+        )
         with contextlib.closing(connection):
             connection.putrequest(ask.method, ask.path, skip_accept_encoding=True)
             for name, value in {**CALLER, **ask.headers}.items():
@@ -164,8 +167,8 @@ def _upload_images(glance_url: str, upload_image: UploadImage) -> None:
         upload_image(b'some bytes', id=image_id)
     images = f'{glance_url}/v2/images'
     deactivate = f'{images}/{corpus.DEACTIVATED}/actions/deactivate'
-    requests.post(deactivate, timeout=30).raise_for_status()
-    requests.post(images, json={'id': corpus.QUEUED}, timeout=30).raise_for_status()
+    requests.post(deactivate, timeout=TIMEOUT_SECONDS).raise_for_status()
+    requests.post(images, json={'id': corpus.QUEUED}, timeout=TIMEOUT_SECONDS).raise_for_status()
 
 
 @contextlib.contextmanager
@@ -226,11 +229,11 @@ def test_nova_database_lists_same_aggregates(
         own_url = f'http://127.0.0.1:{ours.port}'
         for path in (corpus.AGGREGATES, f'{corpus.AGGREGATES}/2'):
             theirs, read = (
-                requests.get(url + path, headers={**CALLER, **LATEST}, timeout=30)
+                requests.get(url + path, headers={**CALLER, **LATEST}, timeout=TIMEOUT_SECONDS)
                 for url in (stock_api.url, own_url)
             )
             assert (read.status_code, read.json()) == (200, theirs.json())
-        refused = requests.delete(own_url + path, headers=CALLER, timeout=30)
+        refused = requests.delete(own_url + path, headers=CALLER, timeout=TIMEOUT_SECONDS)
     assert refused.status_code == 403
     assert 'kept in the database of Nova' in refused.json()['forbidden']['message']
 

@@ -30,6 +30,7 @@ from tests import service
 from tests.conftest import UploadImage, require_environment, running_databases
 from tools.servers import databases, nova
 from tools.servers.nova import inventory as nova_inventory
+from tools.waiting import TIMEOUT_SECONDS
 
 GUIDE = pathlib.Path(__file__).parents[2] / 'doc' / 'source' / 'beside-nova.rst'
 MARIADB_STATEMENTS = re.compile(
@@ -223,7 +224,7 @@ def test_nova_inventory_is_only_read(
 
 def _see_the_same(novas: Site, doors: service.Service, shown: dict[str, Any]) -> None:
     listed = requests.get(
-        f'{doors.compute_url}/os-aggregates', headers=service.LATEST, timeout=60
+        f'{doors.compute_url}/os-aggregates', headers=service.LATEST, timeout=TIMEOUT_SECONDS
     ).json()['aggregates']
     assert [(each['id'], each['uuid'], each['name']) for each in listed] == [
         (each['id'], each['uuid'], each['name']) for each in shown['aggregates']

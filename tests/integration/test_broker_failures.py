@@ -20,10 +20,10 @@ from tests.integration.link import Link
 from tests.leaks import SECRETS
 from tests.service import wait_until
 from tools.servers.rabbitmq import RabbitMQ
+from tools.waiting import TIMEOUT_SECONDS
 
 TOPIC = 'precache_test'
 CTXT = context.admin_context()
-WAIT_SECONDS = 60.0
 AWAY = 'is unavailable: '
 BACK = 'is available again'
 
@@ -108,7 +108,7 @@ def test_refused_command_exits_with_one_line(
             arguments,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=WAIT_SECONDS,
+            timeout=TIMEOUT_SECONDS,
             check=False,
             env={**os.environ, 'NOTIFY_SOCKET': str(tmp_path / 'notify')},
         )
@@ -174,7 +174,7 @@ def _start(command: str, file: pathlib.Path, running: contextlib.ExitStack) -> p
     arguments = [str(BIN / f'nova-precache-{command}'), '--config-file', str(file)]
     with log.open('ab') as out:
         started = subprocess.Popen(arguments, stdout=out, stderr=out)
-    running.callback(started.wait, WAIT_SECONDS)
+    running.callback(started.wait, TIMEOUT_SECONDS)
     running.callback(started.terminate)
     return log
 
@@ -194,7 +194,7 @@ def _serving(url: str) -> Iterator[None]:
         server.stop()
 
 
-def _call(transport: rpc.Transport, timeout_seconds: float = WAIT_SECONDS) -> object:
+def _call(transport: rpc.Transport, timeout_seconds: float = TIMEOUT_SECONDS) -> object:
     client = rpc.Client(transport, TOPIC, retries=0)
     return client.call(CTXT, 'name', '1.0', timeout_seconds=timeout_seconds)
 

@@ -10,6 +10,7 @@ import requests
 from tests.conftest import UploadImage
 from tests.integration.conftest import API, CONDUCTORS, Changes, Deployment
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 ATTEMPTS = 3
@@ -55,7 +56,7 @@ def test_removal_in_dead_cell_answered_in_time(
     with deployment.configured(CONTROL_PLANE, _impatient(deployment)):
         deployment.links['cell1'].cut()
         begun = time.monotonic()
-        away = requests.delete(url, timeout=60)
+        away = requests.delete(url, timeout=TIMEOUT_SECONDS)
         seconds = time.monotonic() - begun
         deployment.links['cell1'].restore()
         deployment.wait_until_hosts_are_up()
@@ -70,7 +71,7 @@ def test_removal_in_dead_cell_answered_in_time(
 
 
 def _removed(url: str) -> dict[str, Any] | None:
-    answer = requests.delete(url, timeout=60)
+    answer = requests.delete(url, timeout=TIMEOUT_SECONDS)
     return dict(answer.json()['removal']) if answer.status_code == 200 else None
 
 

@@ -19,6 +19,7 @@ from tests.integration.conftest import API, CELLS, CONDUCTORS, Deployment
 from tests.leaks import SECRETS
 from tests.service import wait_until
 from tools.servers import databases
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 OUTAGE = 'Database of [database] connection'
@@ -71,7 +72,7 @@ def test_killed_database_costs_no_request(
         server.kill()
         try:
             _assert_said(service.ask(aggregate_id, image_id))
-            _assert_said(requests.get(f'{service.precache_url}/requests', timeout=60))
+            _assert_said(requests.get(f'{service.precache_url}/requests', timeout=TIMEOUT_SECONDS))
             gateway.release()
             # The transfer ends while its outcome cannot be recorded.
             wait_until(lambda: _is_on_a_host(deployment, image_id), 'one host has the image')

@@ -58,6 +58,7 @@ from tests.unit.conftest import (
 from tests.unit.db.test_request_action_orders import Orders
 from tests.unit.db.test_share import SharedSlots
 from tools.servers import databases
+from tools.waiting import TIMEOUT_SECONDS
 
 LIMIT = 6
 IMAGES = ('i1', 'i2', 'i3')
@@ -65,7 +66,6 @@ SHARED = IMAGES[:2]
 SEED, STEPS = 6, 40
 CONDUCTORS = ('00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-000000000002')
 DEAD = '00000000-0000-0000-0000-00000000dead'
-WAIT_SECONDS = 60
 TURNS = 15
 
 
@@ -384,7 +384,7 @@ def test_failures_summed_up_and_measured(database: session.Database) -> None:
     assert world.requests.get(request.id).reason == (
         '3 of 4 copies failed: 2 × not enough disk space, 1 × host down'  # noqa: RUF001
     )
-    assert 0 <= counted.oldest_ready_seconds < WAIT_SECONDS
+    assert 0 <= counted.oldest_ready_seconds < TIMEOUT_SECONDS
     assert counted.silent_seconds == {world.cell.uuid: 0}
 
 
@@ -546,7 +546,7 @@ def test_locked_job_holds_up_one_chunk(
         world.wait(lambda: world.job(calls[2].job_id).bytes_done == 50)
         assert world.jobs.finish(calls[3].job_id, calls[3].epoch, CACHED)
         holder.commit()
-        assert counted.result(WAIT_SECONDS) == 4
+        assert counted.result(TIMEOUT_SECONDS) == 4
 
     moved = {job.host: job.bytes_done for job in world.all_jobs()}
     assert [moved[call.host] for call in calls] == [50, 50, 50, 100]
@@ -568,12 +568,12 @@ def test_overlapping_progress_meets_no_deadlock(
 
     def write(some: Sequence[jobs.Assignment], first: int) -> None:
         for sequence in range(first, 30, 2):
-            together.wait(WAIT_SECONDS)
+            together.wait(TIMEOUT_SECONDS)
             world.jobs.record_progress([_progress(call, sequence, sequence) for call in some])
 
     def finish() -> None:
         for number in range(15):
-            together.wait(WAIT_SECONDS)
+            together.wait(TIMEOUT_SECONDS)
             if number < 6:
                 ended = [jobs.Finish(call.job_id, call.epoch, CACHED) for call in calls[number::6]]
                 _submit(database, finishes=ended)
@@ -585,7 +585,7 @@ def test_overlapping_progress_meets_no_deadlock(
             pool.submit(finish),
         ]
         for each in writers:
-            each.result(WAIT_SECONDS)
+            each.result(TIMEOUT_SECONDS)
 
     assert errors == []
     assert {world.job(call.job_id).status for call in calls} == {'cached'}
@@ -721,7 +721,7 @@ class Fleet:
     def _looks(self) -> Iterator[None]:
         """Check repeatedly that no limit is exceeded, and stop the jobs that must stop."""
         pause = threading.Event()
-        for _ in range(WAIT_SECONDS * 50):
+        for _ in range(TIMEOUT_SECONDS * 50):
             self._look()
             self._stop_idle()
             yield
@@ -888,12 +888,12 @@ def test_counters_add_up_in_any_order(database: session.Database) -> None:
     working = threading.Event()
 
     def work(number: int) -> None:
-        together.wait(WAIT_SECONDS)
+        together.wait(TIMEOUT_SECONDS)
         for ending, beginning in zip(ends[number], begins[number], strict=True):
             _submit(database, finishes=[finish[ending]], begins=[begin[beginning]])
 
     def correct() -> int:
-        together.wait(WAIT_SECONDS)
+        together.wait(TIMEOUT_SECONDS)
         corrected = 0
         while not working.is_set():
             corrected += task_counts.TaskCounts(database).check(0)
@@ -986,16 +986,16 @@ def test_deadline_not_checked_for_each_row(
 
     with database.reader() as reader:
         monkeypatch.setattr(deadline, 'left', note)
-        monkeypatch.setattr(timeouts, '_STEP_SECONDS', WAIT_SECONDS)
+        monkeypatch.setattr(timeouts, '_STEP_SECONDS', TIMEOUT_SECONDS)
         assert len(reader.execute(sa.text('SELECT * FROM seq_1_to_500')).all()) == 500
         first = len(looks)
         raw: Any = reader.connection().connection.driver_connection
         until = raw._read_limit_until
-        with deadline.within(WAIT_SECONDS / 2):
+        with deadline.within(TIMEOUT_SECONDS / 2):
             reader.execute(sa.text('SELECT 1')).all()
 
     assert first < 10
-    assert any(0 < seconds < WAIT_SECONDS / 2 for seconds in looks[first:])
+    assert any(0 < seconds < TIMEOUT_SECONDS / 2 for seconds in looks[first:])
     assert raw._read_limit_until > until, 'the limit of the statement before'
 
 

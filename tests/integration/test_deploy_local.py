@@ -15,6 +15,7 @@ from tests.command import Command
 from tests.conftest import require_environment, require_server
 from tests.service import wait_until
 from tools.servers import keystone as keystone_server
+from tools.waiting import TIMEOUT_SECONDS
 
 PROGRAMS = {
     'epmd': 'rabbitmq-server',
@@ -71,7 +72,7 @@ def test_deployment_caches_image_and_leaves_nothing(
 
     command.process.send_signal(signal.SIGINT)
 
-    assert command.process.wait(60) == 0, command.said()
+    assert command.process.wait(TIMEOUT_SECONDS) == 0, command.said()
     assert command.alive() == []
     assert 'Glance served the image 2 times, to 2 hosts.' in command.said()
     assert re.search(r'counts +\| (cached|existing): 2', command.said())

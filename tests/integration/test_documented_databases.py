@@ -13,6 +13,7 @@ from tests.conftest import running_databases
 from tools import documentation
 from tools.documentation import Block
 from tools.servers import databases
+from tools.waiting import TIMEOUT_SECONDS
 
 READ = ('aggregates', 'aggregate_hosts', 'aggregate_metadata', 'cell_mappings', 'host_mappings')
 
@@ -125,7 +126,7 @@ def test_postgresql_user_owns_service_database(
         text=True,
         check=False,
         start_new_session=True,  # without a terminal, where it would ask
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
     )
 
     assert ran.returncode == 0, ran.stderr

@@ -22,6 +22,7 @@ from tests.glance_policy import ROLE
 from tests.leaks import SECRETS
 from tools.servers import keystone as keystone_server
 from tools.servers.glance import GlanceUnderKeystone
+from tools.waiting import TIMEOUT_SECONDS
 
 # Parts of other rules, which guard no URL of their own.
 PARTS = {'default', 'metadef_default', 'service_api'}
@@ -166,7 +167,9 @@ class Victims:
     ) -> requests.Response:
         headers = {'X-Auth-Token': self.tokens[who], **more.pop('headers', {})}
         url = f'{self.url}/v2{path}'
-        return requests.request(method, url, json=body, headers=headers, timeout=60, **more)
+        return requests.request(
+            method, url, json=body, headers=headers, timeout=TIMEOUT_SECONDS, **more
+        )
 
     def make(self, who: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
         answer = self.ask(who, method, path, body, **more)

@@ -17,7 +17,6 @@ from tools.waiting import wait_until
 
 TOPIC = 'precache_test'
 CTXT = context.admin_context()
-WAIT_SECONDS = 60.0
 REPORT_SECONDS = 0.1
 
 

@@ -9,6 +9,7 @@ import requests
 
 from tests.integration.keystone_site import PRECACHER, Commands, Site
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 UNAUTHENTICATED = {
@@ -338,7 +339,7 @@ def _ask_glance(site: Site, token: str, method: str, path: str, body: Any = None
     if method == 'PATCH':
         headers['Content-Type'] = 'application/openstack-images-v2.1-json-patch'
     url = f'{site.glance.url}/v2/images/{path}'
-    answer = requests.request(method, url, json=body, headers=headers, timeout=60)
+    answer = requests.request(method, url, json=body, headers=headers, timeout=TIMEOUT_SECONDS)
     answer.raise_for_status()
     return answer.json() if answer.content else None
 

@@ -13,6 +13,7 @@ from tests import disk_images
 from tests.conftest import UploadImage
 from tests.integration.conftest import CONDUCTORS, REPORT_SECONDS, Deployment
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 
@@ -157,7 +158,9 @@ def test_killed_compute_named_within_two_reports(
     service = deployment.service
     host = service.hosts[0]
     asked = {'hosts': [host.name], 'images': [image_id], 'max_rate_bytes': MIB // 8}
-    made = requests.post(f'{service.precache_url}/requests', json={'request': asked}, timeout=60)
+    made = requests.post(
+        f'{service.precache_url}/requests', json={'request': asked}, timeout=TIMEOUT_SECONDS
+    )
     request_id = made.json()['request']['id']
 
     def rates() -> list[int | None]:
@@ -171,7 +174,7 @@ def test_killed_compute_named_within_two_reports(
     seconds = time.monotonic() - killed_at
     [task], request = service.tasks(request_id), service.request(request_id)
     action = f'{service.precache_url}/requests/{request_id}/action'
-    requests.post(action, json={'cancel': None}, timeout=60).raise_for_status()
+    requests.post(action, json={'cancel': None}, timeout=TIMEOUT_SECONDS).raise_for_status()
 
     assert seconds < 2 * REPORT_SECONDS + 1
     assert task['status'] == 'downloading'

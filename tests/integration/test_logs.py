@@ -14,6 +14,7 @@ from tests import service as doors
 from tests.conftest import UploadImage
 from tests.integration.conftest import API, CONDUCTORS, Changes, Deployment
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -83,7 +84,7 @@ class Faults:
     def cancelled(self) -> tuple[str, str | None]:
         with self.held(self._service.hosts[0]) as request_id:
             action = f'{self._service.precache_url}/requests/{request_id}/action'
-            assert requests.post(action, json={'cancel': None}, timeout=60).ok
+            assert requests.post(action, json={'cancel': None}, timeout=TIMEOUT_SECONDS).ok
             return self.wait(request_id)
 
     def killed(self, host: doors.Host) -> tuple[str, str | None]:

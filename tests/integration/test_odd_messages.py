@@ -17,11 +17,11 @@ from nova_precache.db.engine import schema
 from tests.unit import odd
 from tests.unit.conftest import World, open_database, open_world
 from tools.servers.rabbitmq import RabbitMQ
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.integration
 
 CTXT = context.admin_context()
-WAIT_SECONDS = 60
 STATE: model.Json = {'host': 'h1', 'agent_id': 'agent-1', 'version': '1'}
 
 
@@ -77,7 +77,7 @@ def test_odd_messages_do_not_block_others(
     world: World, reports: report_buffer.ReportBuffer, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = rpcapi.ConductorReporter(
-        rpc.connect(options.new(config_files=[]), url), None, WAIT_SECONDS
+        rpc.connect(options.new(config_files=[]), url), None, TIMEOUT_SECONDS
     )
     good.register(STATE)
     world.dead('h1')

@@ -16,6 +16,7 @@ from nova_precache.conductor import rpcapi
 from tests.conftest import UploadImage
 from tests.integration.conftest import BIN, CONDUCTORS, Deployment
 from tests.leaks import SECRETS
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 TOO_LOW = '[upgrade_levels] compute = 0.9 is too low for cache_image'
@@ -101,7 +102,7 @@ def test_invalid_pin_refused_at_start(
             [program, '--config-file', deployment.directory / f'{name}.conf'],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=TIMEOUT_SECONDS,
             check=False,
         )
     finally:

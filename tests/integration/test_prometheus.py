@@ -20,6 +20,7 @@ from tests.integration.conftest import CONDUCTORS, Changes, Deployment
 from tests.service import wait_until
 from tools import waiting
 from tools.servers import prometheus
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -60,7 +61,7 @@ def promtool() -> str:
 
 
 def test_rules_are_valid(promtool: str) -> None:
-    subprocess.run([promtool, 'check', 'rules', str(RULES)], check=True, timeout=60)
+    subprocess.run([promtool, 'check', 'rules', str(RULES)], check=True, timeout=TIMEOUT_SECONDS)
 
 
 def test_alerts_fire_and_stay_silent(promtool: str) -> None:

@@ -24,6 +24,7 @@ from tests.conftest import UploadImage, running
 from tests.functional.conftest import starting
 from tests.leaks import SECRETS
 from tools.servers.nginx import Nginx
+from tools.waiting import TIMEOUT_SECONDS
 
 PUBLIC = 'https://precache.example:8775'
 PROJECT = 'a9b8c7d6e5f4430291827364554637fe'
@@ -72,7 +73,9 @@ class Cloud:
         self, method: str, path: str, body: bytes | Iterable[bytes] = b'', **headers: str
     ) -> http.client.HTTPResponse:
         """Send a request to the endpoint, without changing the path."""
-        connection = http.client.HTTPConnection('127.0.0.1', self.proxy.port, timeout=60)
+        connection = http.client.HTTPConnection(
+            '127.0.0.1', self.proxy.port, timeout=TIMEOUT_SECONDS
+        )
         sent = {name.replace('_', '-'): value for name, value in headers.items()}
         with contextlib.closing(connection):
             connection.request(

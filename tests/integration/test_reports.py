@@ -19,11 +19,11 @@ from nova_precache.db.engine import schema
 from tests.service import wait_until
 from tests.unit.conftest import DOWN_SECONDS, World, open_database, open_world
 from tools.servers.rabbitmq import RabbitMQ
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.integration
 
 CTXT = context.admin_context()
-WAIT_SECONDS = 60
 THREADS = 4
 HOSTS = [f'h{number}' for number in range(1, 6)]
 
@@ -105,7 +105,7 @@ class Host:
         self.host = host
         self.state: model.Json = {'host': host, 'agent_id': f'agent-{host}'}
         self.reporter = rpcapi.ConductorReporter(
-            rpc.connect(options.new(config_files=[]), url), None, WAIT_SECONDS, f'agent-{host}'
+            rpc.connect(options.new(config_files=[]), url), None, TIMEOUT_SECONDS, f'agent-{host}'
         )
         self.name = name.Name(host, f'agent-{host}')
         self.transfers = transfers.Transfers()
@@ -135,7 +135,7 @@ class Host:
             yield
         finally:
             self._stopping.set()
-            thread.join(WAIT_SECONDS)
+            thread.join(TIMEOUT_SECONDS)
 
 
 @contextlib.contextmanager
@@ -175,7 +175,7 @@ def test_absent_conductor_leaves_no_backlog(world: World, url: str) -> None:
     with Conductor(world, url) as conductor, _all_reporting(living):
 
         def are_seen() -> bool:
-            living[0].reporter.ask(WAIT_SECONDS)  # heard on both topics
+            living[0].reporter.ask(TIMEOUT_SECONDS)  # heard on both topics
             conductor.write()
             return not world.agents.down([each.host for each in living])
 
@@ -214,7 +214,7 @@ def test_question_answered_before_queued_reports(
 
     def hang(*parts: object) -> None:
         begun.release()
-        assert goes_on.wait(WAIT_SECONDS)
+        assert goes_on.wait(TIMEOUT_SECONDS)
 
     with Conductor(world, url) as conductor:
         host = Host('h1', url)
@@ -230,7 +230,7 @@ def test_question_answered_before_queued_reports(
             client.cast(CTXT, 'report', '1.5', host='h2', agent_id='a', sent=sent)
         try:
             for _ in range(THREADS):
-                assert begun.acquire(timeout=WAIT_SECONDS)
+                assert begun.acquire(timeout=TIMEOUT_SECONDS)
             assert host.reporter.begin_job(job.job_id, job.epoch, True)
             assert host.reporter.serves_reports()
             assert not begun.acquire(blocking=False), 'reports still wait'
@@ -263,7 +263,7 @@ def test_agent_follows_conductors_of_any_release(
         wait_until(lambda: host.reports._known is None, 'it has found the old one')
         wait_until(lambda: is_heard(conductor), 'an old conductor hears it again')
     host.name.close()
-    registering.join(WAIT_SECONDS)
+    registering.join(TIMEOUT_SECONDS)
 
 
 def _register_when_asked(host: Host) -> None:

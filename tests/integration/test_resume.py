@@ -19,6 +19,7 @@ from tests import gateway as site_link
 from tests.conftest import UploadImage
 from tests.integration.conftest import Deployment
 from tests.service import Host, wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 # A compute records the bytes on its disk every 64 MiB.
@@ -188,7 +189,9 @@ def _noted_bytes(host: Host, image_id: str) -> int:
 
 def _forget(glance: glance_server.GlanceServer, image_id: str) -> None:
     """Purge an image from Glance's database: Glance keeps the ids of deleted images."""
-    requests.delete(f'{glance.url}/v2/images/{image_id}', timeout=30).raise_for_status()
+    requests.delete(
+        f'{glance.url}/v2/images/{image_id}', timeout=TIMEOUT_SECONDS
+    ).raise_for_status()
     with contextlib.closing(sqlite3.connect(glance.directory / 'glance.db')) as database:
         for table in ('image_locations', 'image_properties', 'image_members', 'image_tags'):
             database.execute(f'DELETE FROM {table} WHERE image_id = ?', (image_id,))  # noqa: S608
@@ -288,7 +291,7 @@ def local_link(local_glance: glance_server.GlanceServer) -> Iterator[site_link.G
 def _upload(glance: glance_server.GlanceServer, image_id: str, data: bytes) -> None:
     description = {'id': image_id, 'disk_format': 'raw', 'container_format': 'bare'}
     images = f'{glance.url}/v2/images'
-    requests.post(images, json=description, timeout=30).raise_for_status()
+    requests.post(images, json=description, timeout=TIMEOUT_SECONDS).raise_for_status()
     headers = {'Content-Type': 'application/octet-stream'}
     url = f'{images}/{image_id}/file'
     requests.put(url, data=data, headers=headers, timeout=120).raise_for_status()

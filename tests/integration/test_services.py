@@ -13,6 +13,7 @@ from tests.conftest import UploadImage
 from tests.integration.conftest import API, CONDUCTORS, Deployment
 from tests.service import wait_until
 from tools.servers import own_port
+from tools.waiting import TIMEOUT_SECONDS
 
 CONDUCTOR = 'nova-precache-conductor'
 COMPUTE = 'nova-precache-compute'
@@ -121,7 +122,9 @@ def test_request_waits_for_stopped_compute(
         'deadline': '2036-01-01T00:00:00Z',
     }
     made = requests.post(
-        f'{deployment.service.precache_url}/requests', json={'request': body}, timeout=60
+        f'{deployment.service.precache_url}/requests',
+        json={'request': body},
+        timeout=TIMEOUT_SECONDS,
     )
     request_id = made.json()['request']['id']
 
@@ -142,7 +145,9 @@ def health(deployment: Deployment, free_port: Callable[[], int]) -> Any:
     ports = {name: free_port() for name in names}
 
     def ask(name: str, path: str = '') -> tuple[int, Any]:
-        answer = requests.get(f'http://127.0.0.1:{ports[name]}/health{path}', timeout=60)
+        answer = requests.get(
+            f'http://127.0.0.1:{ports[name]}/health{path}', timeout=TIMEOUT_SECONDS
+        )
         return answer.status_code, answer.json()
 
     def parts(name: str) -> tuple[int, dict[str, str]]:

@@ -12,6 +12,7 @@ import requests
 from tests.conftest import UploadImage
 from tests.integration.conftest import CONDUCTORS, Deployment
 from tests.service import Host, wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 NOTED_BYTES = 64 * MIB
@@ -98,7 +99,7 @@ def test_removal_counts_for_both_hosts(
     wait_until(lambda: _holding(deployment, image_id) == names, 'all hosts have reported it')
 
     url = f'{service.precache_url}/hosts/{pair[0].name}/images/{image_id}'
-    removal = requests.delete(url, timeout=60).json()['removal']
+    removal = requests.delete(url, timeout=TIMEOUT_SECONDS).json()['removal']
 
     assert (removal['status'], removal['reason']) == ('removed', None)
     assert not pair[0].base_path(image_id).exists()

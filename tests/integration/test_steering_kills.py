@@ -10,6 +10,7 @@ from nova_precache.download import pipeline
 from tests.conftest import UploadImage
 from tests.integration.conftest import CONDUCTORS, Deployment
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 BUFFER_BYTES = pipeline.BUFFER_BYTES  # a compute reports no less than this
@@ -17,7 +18,7 @@ BUFFER_BYTES = pipeline.BUFFER_BYTES  # a compute reports no less than this
 
 def _act(deployment: Deployment, request_id: str, action: str) -> None:
     url = f'{deployment.service.precache_url}/requests/{request_id}/action'
-    requests.post(url, json={action: None}, timeout=60).raise_for_status()
+    requests.post(url, json={action: None}, timeout=TIMEOUT_SECONDS).raise_for_status()
 
 
 @pytest.mark.parametrize('killed_first', [True, False], ids=['before', 'after'])

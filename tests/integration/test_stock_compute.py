@@ -25,6 +25,7 @@ from tests import nova_cloud
 from tests.conftest import UploadImage
 from tests.integration.conftest import BIN
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 KIB = 1024
 FIRST, SECOND = 'nova-host1', 'nova-host2'
@@ -92,7 +93,9 @@ class Beside:
         url = f'http://127.0.0.1:{self.metrics_port}/metrics'
         return {
             sample.labels['state']: sample.value
-            for family in prometheus.text_string_to_metric_families(http.get(url, timeout=30).text)
+            for family in prometheus.text_string_to_metric_families(
+                http.get(url, timeout=TIMEOUT_SECONDS).text
+            )
             for sample in family.samples
             if sample.name == 'nova_precache_conductor_hosts'
         }

@@ -24,6 +24,7 @@ from tests.conftest import running_databases
 from tests.leaks import SECRETS
 from tests.service import LATEST
 from tools.servers import databases, keystone as keystone_server
+from tools.waiting import TIMEOUT_SECONDS
 
 GUIDE = pathlib.Path(__file__).parents[2] / 'doc' / 'source' / 'security.rst'
 REGION = 'over-tls'
@@ -164,7 +165,7 @@ def test_tls_keystone_needs_configured_authority(
     token = keystone.token(keystone.admin)
     with _api(conf) as url:
         answer = requests.post(
-            url, json=body, headers={**LATEST, 'X-Auth-Token': token}, timeout=60
+            url, json=body, headers={**LATEST, 'X-Auth-Token': token}, timeout=TIMEOUT_SECONDS
         )
     assert (answer.status_code, said in answer.text) == (status, True), answer.text
 

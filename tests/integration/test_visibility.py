@@ -22,6 +22,7 @@ from tests import glance_policy
 from tests.leaks import SECRETS
 from tools.servers import keystone as keystone_server
 from tools.servers.glance import GlanceUnderKeystone
+from tools.waiting import TIMEOUT_SECONDS
 
 DATA = os.urandom(100)
 STATUSES = (None, 'pending', 'accepted', 'rejected')
@@ -54,7 +55,7 @@ class World:
     def ask(self, who: str, method: str, path: str, **more: Any) -> requests.Response:
         headers = {'X-Auth-Token': self.callers[who].token, **more.pop('headers', {})}
         url = f'{self.url}/v2/images{path}'
-        return requests.request(method, url, headers=headers, timeout=60, **more)
+        return requests.request(method, url, headers=headers, timeout=TIMEOUT_SECONDS, **more)
 
     def make(self, who: str, method: str, path: str, **more: Any) -> Any:
         answer = self.ask(who, method, path, **more)

@@ -22,6 +22,7 @@ from tests.leaks import SECRETS
 from tools.servers import databases, keystone as keystone_server
 from tools.servers.glance import GlanceUnderKeystone
 from tools.servers.rabbitmq import RabbitMQ
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test starts servers
@@ -125,7 +126,9 @@ def test_deleted_image_is_named(user: User, site: Site) -> None:
     site.gateway.cuts.append(2 * MIB)
     image_id = _start_download(user)
     headers = {'X-Auth-Token': site.token(site.admin)}
-    requests.delete(f'{site.glance.url}/v2/images/{image_id}', headers=headers, timeout=60)
+    requests.delete(
+        f'{site.glance.url}/v2/images/{image_id}', headers=headers, timeout=TIMEOUT_SECONDS
+    )
     site.gateway.release()
     user.assert_shown('The image is deleted during the download', time.monotonic())
 

@@ -31,6 +31,7 @@ from tools.documentation import ROOT, Block
 from tools.servers import databases, keystone as keystone_server
 from tools.servers.glance import GlanceUnderKeystone
 from tools.servers.rabbitmq import Login, RabbitMQ
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -332,12 +333,12 @@ def _upload(glance: GlanceUnderKeystone, keystone: keystone_server.KeystoneServe
         'visibility': 'private',
     }
     images = f'{glance.url}/v2/images'
-    requests.post(images, json=image, headers=headers, timeout=30).raise_for_status()
+    requests.post(images, json=image, headers=headers, timeout=TIMEOUT_SECONDS).raise_for_status()
     requests.put(
         f'{images}/{IMAGE}/file',
         data=os.urandom(MIB),
         headers={**headers, 'Content-Type': 'application/octet-stream'},
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
     ).raise_for_status()
 
 

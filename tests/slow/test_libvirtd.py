@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import require_server
 from tests.service import wait_until
 from tools.servers import libvirtd
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -44,12 +45,12 @@ started.stop()
 def _stop(owner: subprocess.Popen[bytes]) -> None:
     assert owner.stdin
     owner.stdin.close()
-    owner.wait(60)
+    owner.wait(TIMEOUT_SECONDS)
 
 
 def _kill(owner: subprocess.Popen[bytes]) -> None:
     owner.kill()
-    owner.wait(60)
+    owner.wait(TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize('end', [_stop, _kill])

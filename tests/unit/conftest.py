@@ -21,13 +21,13 @@ from nova_precache.db.engine import models, schema, session
 from nova_precache.db.job import claim as job_claim
 from nova_precache.db.request import plan as request_plan
 from tests import unclosed
+from tools.waiting import TIMEOUT_SECONDS
 
 LIMITS = requests.RequestLimits(
     max_images_per_request=3,
     max_tasks_per_request=5000,
     max_active_requests_per_project=100,
 )
-WAIT_SECONDS = 20
 LEASE_SECONDS = 30
 DOWN_SECONDS = 60
 GAP_SECONDS = 15
@@ -179,7 +179,7 @@ class World:
     def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until a query of the database is true."""
         pause = threading.Event()
-        for _ in range(WAIT_SECONDS * 50):
+        for _ in range(TIMEOUT_SECONDS * 50):
             if condition():
                 return
             pause.wait(0.02)

@@ -10,6 +10,7 @@ import pytest
 
 from nova_precache import backend
 from tests.conftest import THREADS, needs_eventlet
+from tools.waiting import TIMEOUT_SECONDS
 
 CHOOSE = """
 from nova_precache import backend, exception
@@ -72,7 +73,7 @@ def _python(
         [sys.executable, '-c', f'import sys\n{code}', *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
         check=False,
         env=environment,
     )

@@ -9,8 +9,7 @@ import pytest
 
 from nova_precache import backend, concurrency
 from tests.service import wait_until
-
-WAIT_SECONDS = 20
+from tools.waiting import TIMEOUT_SECONDS
 
 
 class Worker:
@@ -29,11 +28,11 @@ class Worker:
 
     def wait_done(self, count: int) -> None:
         with self._condition:
-            assert self._condition.wait_for(lambda: self.done >= count, WAIT_SECONDS)
+            assert self._condition.wait_for(lambda: self.done >= count, TIMEOUT_SECONDS)
 
     def work_long(self) -> None:
         self.works.set()
-        assert self.may_end.wait(WAIT_SECONDS)
+        assert self.may_end.wait(TIMEOUT_SECONDS)
         self.work()
 
     def stop(self) -> None:
@@ -49,7 +48,7 @@ def test_slow_task_does_not_delay_others() -> None:
     periodic = concurrency.Periodic('test', [(0.01, slow.work_long), (0.01, quick.work)])
 
     periodic.start()
-    assert slow.works.wait(WAIT_SECONDS)
+    assert slow.works.wait(TIMEOUT_SECONDS)
     quick.wait_done(quick.done + 3)
 
     assert slow.done == 0
@@ -76,7 +75,7 @@ def test_stop_waits_for_running_work() -> None:
     worker = Worker()
     periodic = concurrency.Periodic('test', [(0.01, worker.work_long)])
     periodic.start()
-    assert worker.works.wait(WAIT_SECONDS)
+    assert worker.works.wait(TIMEOUT_SECONDS)
 
     threading.Timer(0.05, worker.may_end.set).start()
     periodic.stop()
@@ -94,10 +93,10 @@ def test_several_services_stop_at_once() -> None:
     stopping = threading.Thread(target=concurrency.stop_all, args=(workers,))
     stopping.start()
 
-    assert all(worker.works.wait(WAIT_SECONDS) for worker in workers)
+    assert all(worker.works.wait(TIMEOUT_SECONDS) for worker in workers)
     for worker in workers:
         worker.may_end.set()
-    stopping.join(WAIT_SECONDS)
+    stopping.join(TIMEOUT_SECONDS)
 
     assert [worker.done for worker in workers] == [1, 1]
 
@@ -115,7 +114,7 @@ def test_timely_service_waited_for() -> None:
     worker = Worker()
     worker.may_end.set()
 
-    assert concurrency.stop_within(WAIT_SECONDS, worker)
+    assert concurrency.stop_within(TIMEOUT_SECONDS, worker)
     assert worker.done == 1
 
 
@@ -124,7 +123,7 @@ def test_pool_starts_thread_only_if_none_free() -> None:
 
     threads = set()
     for _ in range(20):
-        threads.add(pool.submit(threading.current_thread).result(WAIT_SECONDS))
+        threads.add(pool.submit(threading.current_thread).result(TIMEOUT_SECONDS))
         wait_until(lambda: pool._free == 1, 'the thread waits for work')
 
     assert len(threads) == 1
@@ -138,11 +137,11 @@ def test_pool_runs_most_at_once() -> None:
         pool.submit(each.work_long)
     late = pool.submit(queued.work)
     for each in busy:
-        assert each.works.wait(WAIT_SECONDS)
+        assert each.works.wait(TIMEOUT_SECONDS)
 
     assert not late.done()
     busy[0].may_end.set()
-    late.result(WAIT_SECONDS)
+    late.result(TIMEOUT_SECONDS)
     busy[1].may_end.set()
     pool.shutdown()
     assert [each.done for each in (*busy, queued)] == [1, 1, 1]
@@ -151,11 +150,11 @@ def test_pool_runs_most_at_once() -> None:
 def test_pool_thread_without_work_ends() -> None:
     pool = concurrency.ThreadPool(2, idle_seconds=0.01)
 
-    thread = pool.submit(threading.current_thread).result(WAIT_SECONDS)
-    thread.join(WAIT_SECONDS)
+    thread = pool.submit(threading.current_thread).result(TIMEOUT_SECONDS)
+    thread.join(TIMEOUT_SECONDS)
 
     assert not thread.is_alive()
-    assert pool.submit(threading.current_thread).result(WAIT_SECONDS) is not thread
+    assert pool.submit(threading.current_thread).result(TIMEOUT_SECONDS) is not thread
     pool.shutdown()
 
 
@@ -165,10 +164,10 @@ def test_waiting_pool_keeps_no_work() -> None:
     ended = threading.Event()
     kept = weakref.ref(argument, lambda gone: ended.set())
 
-    pool.submit(argument.work).result(WAIT_SECONDS)
+    pool.submit(argument.work).result(TIMEOUT_SECONDS)
     del argument
 
-    assert ended.wait(WAIT_SECONDS), kept
+    assert ended.wait(TIMEOUT_SECONDS), kept
     pool.shutdown()
 
 
@@ -177,8 +176,8 @@ def test_pool_returns_error_of_work() -> None:
 
     failed = pool.submit(int, 'no number')
 
-    assert isinstance(failed.exception(WAIT_SECONDS), ValueError)
-    assert pool.submit(int, '1').result(WAIT_SECONDS) == 1
+    assert isinstance(failed.exception(TIMEOUT_SECONDS), ValueError)
+    assert pool.submit(int, '1').result(TIMEOUT_SECONDS) == 1
     pool.shutdown()
 
 
@@ -193,7 +192,7 @@ def test_shut_down_pool_finishes_queue() -> None:
         pool.submit(int, '2')
     busy.may_end.set()
 
-    assert queued.result(WAIT_SECONDS) == 1
+    assert queued.result(TIMEOUT_SECONDS) == 1
 
 
 def test_shut_down_pool_drops_cancelled_queue() -> None:

@@ -30,6 +30,7 @@ from nova_precache_tempest_plugin import config as plugin_options
 from tests.conftest import require_server
 from tools import documentation
 from tools.documentation import ROOT, Block
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.filterwarnings('ignore:The osc_lib.version module is deprecated')
 
@@ -539,5 +540,5 @@ def _run(
     command: list[str], directory: pathlib.Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, cwd=directory
+        command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False, cwd=directory
     )

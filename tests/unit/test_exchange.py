@@ -9,6 +9,7 @@ from keystoneauth1.identity import v3
 
 from nova_precache import exchange, redirects
 from tests.scripted_server import Answer, Server, serving
+from tools.waiting import TIMEOUT_SECONDS
 
 PASSWORD = 'very-secret'
 
@@ -27,7 +28,7 @@ def elsewhere() -> Iterator[Server]:
 
 @pytest.fixture
 def session() -> exchange.Session:
-    return exchange.Session(session=exchange.new_session(), timeout=20)
+    return exchange.Session(session=exchange.new_session(), timeout=TIMEOUT_SECONDS)
 
 
 def to(location: str, status: int = 302) -> Answer:
@@ -128,7 +129,7 @@ def test_redirect_body_not_awaited(server: Server, session: exchange.Session) ->
         Answer(body=b'data'),
     ]
     assert session.get(f'{server.url}/x', stream=True, log=False).content == b'data'
-    assert server.connection_closed.wait(20)
+    assert server.connection_closed.wait(TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize(

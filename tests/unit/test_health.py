@@ -8,6 +8,7 @@ import pytest
 import requests
 
 from nova_precache import health, metrics
+from tools.waiting import TIMEOUT_SECONDS
 
 ADDRESS = '127.0.0.1'
 
@@ -30,7 +31,7 @@ def test_ready_process_answers_200(served: tuple[health.Health, str]) -> None:
     checks, url = served
     checks.add('conductor', _missing())
 
-    answer = requests.get(f'{url}/health', timeout=20)
+    answer = requests.get(f'{url}/health', timeout=TIMEOUT_SECONDS)
 
     assert (answer.status_code, answer.headers['content-type']) == (200, 'application/json')
     assert answer.json() == {
@@ -53,7 +54,7 @@ def test_missing_part_answers_503(served: tuple[health.Health, str]) -> None:
     checks.add('conductor', _missing())
     checks.add('compute h1', _missing('broker', 'disk'))
 
-    answer = requests.get(f'{url}/health', timeout=20)
+    answer = requests.get(f'{url}/health', timeout=TIMEOUT_SECONDS)
 
     assert (answer.status_code, answer.json()['ready']) == (503, False)
     assert [part['ready'] for part in answer.json()['parts']] == [True, False]
@@ -67,14 +68,14 @@ def test_unneeded_part_keeps_process_ready(served: tuple[health.Health, str]) ->
     checks, url = served
     checks.add('conductor', _missing('broker of cell edge', is_needed=False))
 
-    answer = requests.get(f'{url}/health', timeout=20)
+    answer = requests.get(f'{url}/health', timeout=TIMEOUT_SECONDS)
 
     assert answer.status_code == 200
     assert answer.json()['parts'][0]['missing'][0]['what'] == 'broker of cell edge'
 
 
 def test_starting_process_is_not_ready(served: tuple[health.Health, str]) -> None:
-    answer = requests.get(f'{served[1]}/health', timeout=20)
+    answer = requests.get(f'{served[1]}/health', timeout=TIMEOUT_SECONDS)
 
     assert (answer.status_code, answer.json()['reason']) == (503, 'this process is starting')
 
@@ -89,7 +90,7 @@ def test_failed_check_is_missing(
 
     checks.add('conductor', fail)
 
-    answer = requests.get(f'{url}/health', timeout=20)
+    answer = requests.get(f'{url}/health', timeout=TIMEOUT_SECONDS)
 
     assert answer.json()['parts'][0]['missing'] == [
         {'what': 'check', 'reason': 'it failed: ZeroDivisionError'}
@@ -106,12 +107,12 @@ def test_hanging_check_blocks_nothing(
 
     def hang() -> health.Finding:
         begun.append(1)
-        ended.wait(20)
+        ended.wait(TIMEOUT_SECONDS)
         return health.Finding()
 
     checks.add('compute h1', hang)
-    answers = [requests.get(f'{url}/health', timeout=20) for _ in range(5)]
-    live = requests.get(f'{url}/health/live', timeout=20)
+    answers = [requests.get(f'{url}/health', timeout=TIMEOUT_SECONDS) for _ in range(5)]
+    live = requests.get(f'{url}/health/live', timeout=TIMEOUT_SECONDS)
     ended.set()
 
     assert {answer.status_code for answer in answers} == {503}
@@ -121,8 +122,8 @@ def test_hanging_check_blocks_nothing(
 
 
 def test_health_accepts_only_reads(served: tuple[health.Health, str]) -> None:
-    answer = requests.post(f'{served[1]}/health', timeout=20)
+    answer = requests.post(f'{served[1]}/health', timeout=TIMEOUT_SECONDS)
 
     assert (answer.status_code, answer.headers['allow']) == (405, 'GET, HEAD')
-    assert requests.head(f'{served[1]}/health/live', timeout=20).status_code == 200
-    assert 'python_info' not in requests.get(f'{served[1]}/metrics', timeout=20).text
+    assert requests.head(f'{served[1]}/health/live', timeout=TIMEOUT_SECONDS).status_code == 200
+    assert 'python_info' not in requests.get(f'{served[1]}/metrics', timeout=TIMEOUT_SECONDS).text

@@ -19,6 +19,7 @@ from nova_precache.conductor import metrics as conductor_metrics, report_buffer
 from nova_precache.db import statistics
 from nova_precache.virt import driver
 from tests import bad_clients
+from tools.waiting import TIMEOUT_SECONDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / 'doc' / 'source' / 'metrics.rst').read_text()
@@ -38,7 +39,7 @@ def test_registry_content_is_served(served: tuple[metrics.Exposition, str]) -> N
     exposed, url = served
     prometheus_client.Counter('nova_precache_tests', 'Tests.', registry=exposed.registry).inc(3)
 
-    answer = requests.get(url, timeout=20)
+    answer = requests.get(url, timeout=TIMEOUT_SECONDS)
 
     assert answer.status_code == 200
     assert 'nova_precache_tests_total 3.0' in answer.text
@@ -51,7 +52,7 @@ def test_stop_closes_port(served: tuple[metrics.Exposition, str]) -> None:
     exposed.stop()
 
     with pytest.raises(requests.ConnectionError):
-        requests.get(url, timeout=20)
+        requests.get(url, timeout=TIMEOUT_SECONDS)
     exposed.stop()  # a second stop does no harm
 
 
@@ -63,13 +64,13 @@ def test_bad_clients_do_not_block_prometheus(
 
     with bad_clients.opened(int(url.split(':')[2].split('/')[0]), 200) as bad:
         for _ in range(3):
-            assert requests.get(url, timeout=20).status_code == 200
+            assert requests.get(url, timeout=TIMEOUT_SECONDS).status_code == 200
             bad.dribble()
         assert threading.active_count() <= threads + 3
 
 
 def test_metrics_request_body_limited(served: tuple[metrics.Exposition, str]) -> None:
-    assert requests.get(served[1], data=b'x' * 200_000, timeout=20).status_code == 413
+    assert requests.get(served[1], data=b'x' * 200_000, timeout=TIMEOUT_SECONDS).status_code == 413
 
 
 def test_taken_port_error_names_option() -> None:

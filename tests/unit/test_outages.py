@@ -17,6 +17,7 @@ from oslo_messaging.notify import messaging as notify
 from nova_precache import concurrency, exception, outages
 from nova_precache.db.engine import session
 from tests.clock import Clock
+from tools.waiting import TIMEOUT_SECONDS
 
 HOUR = 3600
 
@@ -239,7 +240,7 @@ def test_periodic_outage_logged_once(
     periodic = concurrency.Periodic('test', [(0.01, fail)])
     periodic.start()
     for _ in range(3):
-        assert done.acquire(timeout=20)
+        assert done.acquire(timeout=TIMEOUT_SECONDS)
     periodic.stop()
 
     assert short.messages == ['Database of [database] connection is unavailable: away']

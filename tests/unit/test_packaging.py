@@ -10,6 +10,8 @@ import sys
 import pytest
 from packaging import requirements, utils
 
+from tools.waiting import TIMEOUT_SECONDS
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STAYS_HERE = {'benchmarks', 'tests', 'tools'}
 CONSTRAINTS = ROOT / 'etc' / 'nova-precache' / 'constraints.txt'
@@ -85,7 +87,7 @@ def _python(script: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
         cwd=ROOT,
     )
 

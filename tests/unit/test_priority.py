@@ -14,6 +14,7 @@ import pytest
 
 from nova_precache import priority, transfer_control
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 NONE, IDLE = psutil.IOPRIO_CLASS_NONE, psutil.IOPRIO_CLASS_IDLE
 BEST_EFFORT = psutil.IOPRIO_CLASS_BE
@@ -125,11 +126,11 @@ def test_other_thread_lifts_working_thread() -> None:
         with priority.idle_io(reins):
             ids.append(threading.get_native_id())
             is_idle.set()
-            done.wait(20)
+            done.wait(TIMEOUT_SECONDS)
 
     thread = threading.Thread(target=work)
     thread.start()
-    is_idle.wait(20)
+    is_idle.wait(TIMEOUT_SECONDS)
     try:
         assert _io_class(ids[0]) == IDLE
         with reins.waited_for():
@@ -137,7 +138,7 @@ def test_other_thread_lifts_working_thread() -> None:
         assert _io_class(ids[0]) == IDLE
     finally:
         done.set()
-        thread.join(20)
+        thread.join(TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize('refusal', [psutil.AccessDenied(1), OSError(38, 'not implemented')])

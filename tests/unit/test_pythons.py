@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from tools.waiting import TIMEOUT_SECONDS
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMON = ROOT / 'tools' / 'common.sh'
 REAL = pathlib.Path(sys.executable)
@@ -56,7 +58,7 @@ def _shell(machine: pathlib.Path, code: str, **variables: str) -> subprocess.Com
         env={'PATH': str(machine), **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
 

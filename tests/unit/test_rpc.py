@@ -22,10 +22,10 @@ from oslo_context import context as oslo_context
 from oslo_messaging._drivers import common as rabbit_common, impl_rabbit
 
 from nova_precache import conf as options, context, exception, outages, rpc
+from tools.waiting import TIMEOUT_SECONDS
 
 TOPIC = 'precache_test'
 CTXT = context.admin_context()
-WAIT_SECONDS = 20
 
 
 class Endpoint(rpc.Endpoint):
@@ -91,7 +91,7 @@ def serve(connect: Callable[[str], rpc.Transport]) -> Iterator[Serve]:
 
 
 def _call(client: rpc.Client, method: str, **arguments: Any) -> Any:
-    return client.call(CTXT, method, '1.0', timeout_seconds=WAIT_SECONDS, **arguments)
+    return client.call(CTXT, method, '1.0', timeout_seconds=TIMEOUT_SECONDS, **arguments)
 
 
 def test_each_memory_url_has_own_exchange(
@@ -118,7 +118,7 @@ def test_cast_reaches_server(serve: Serve, connect: Callable[[str], rpc.Transpor
 
     rpc.Client(connect('a'), TOPIC).cast(CTXT, 'note', '1.0')
 
-    assert endpoint.cast.wait(WAIT_SECONDS)
+    assert endpoint.cast.wait(TIMEOUT_SECONDS)
 
 
 def test_arguments_and_answers_arrive_unchanged(
@@ -144,7 +144,7 @@ def test_context_crosses_wire_without_token(
         overwrite=False,
     )
 
-    rpc.Client(connect('a'), TOPIC).call(ctxt, 'name', '1.0', timeout_seconds=WAIT_SECONDS)
+    rpc.Client(connect('a'), TOPIC).call(ctxt, 'name', '1.0', timeout_seconds=TIMEOUT_SECONDS)
 
     [arrived] = endpoint.asked_by
     assert arrived.to_wire() == ctxt.to_wire()
@@ -171,7 +171,7 @@ def test_unanswered_call_times_out(
     with pytest.raises(TimeoutError):
         client.call(CTXT, 'name', '1.0', timeout_seconds=0.1)
 
-    assert transport.why_away(WAIT_SECONDS) is None, 'the broker has taken the call'
+    assert transport.why_away(TIMEOUT_SECONDS) is None, 'the broker has taken the call'
 
 
 def test_own_error_arrives_as_itself(serve: Serve, connect: Callable[[str], rpc.Transport]) -> None:
@@ -393,9 +393,9 @@ def test_unknown_method_of_older_server_reported(
     client = rpc.Client(connect('a'), TOPIC)
 
     with pytest.raises(exception.VersionUnsupported, match=r'name 1\.1 is not supported'):
-        client.call(CTXT, 'name', '1.1', timeout_seconds=WAIT_SECONDS)
+        client.call(CTXT, 'name', '1.1', timeout_seconds=TIMEOUT_SECONDS)
     with pytest.raises(exception.VersionUnsupported, match=r'added 1\.0 is not supported'):
-        client.call(CTXT, 'added', '1.0', timeout_seconds=WAIT_SECONDS)
+        client.call(CTXT, 'added', '1.0', timeout_seconds=TIMEOUT_SECONDS)
 
 
 def test_call_and_answer_use_separate_connections(
@@ -418,9 +418,9 @@ def test_retired_transport_closes_after_last_answer(
         transport.retire()
         return closed.acquire(blocking=False)
 
-    assert not transport.send(CTXT, 'name 1.0', WAIT_SECONDS, answer)
-    assert closed.acquire(timeout=WAIT_SECONDS)
-    assert closed.acquire(timeout=WAIT_SECONDS)
+    assert not transport.send(CTXT, 'name 1.0', TIMEOUT_SECONDS, answer)
+    assert closed.acquire(timeout=TIMEOUT_SECONDS)
+    assert closed.acquire(timeout=TIMEOUT_SECONDS)
     with pytest.raises(exception.PrecacheError, match='The connections to the broker are closed'):
         rpc.Client(transport, TOPIC).cast(CTXT, 'note', '1.0')
 
@@ -576,7 +576,7 @@ def test_call_fails_without_reply_queue(conf: Any, hanging: threading.Event) -> 
             client.call(CTXT, 'name', '1.0', timeout_seconds=3600)
     hanging.set()
 
-    assert client.call(CTXT, 'name', '1.0', timeout_seconds=WAIT_SECONDS) == 'answered'
+    assert client.call(CTXT, 'name', '1.0', timeout_seconds=TIMEOUT_SECONDS) == 'answered'
 
 
 def test_call_limits_wait_for_broker(
@@ -585,7 +585,7 @@ def test_call_limits_wait_for_broker(
     hanging: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rpc.transport, 'SEND_SECONDS', WAIT_SECONDS)
+    monkeypatch.setattr(rpc.transport, 'SEND_SECONDS', TIMEOUT_SECONDS)
     for at, waited in ((rpc.connect(conf, 'rabbit://127.0.0.1:1/'), '0.1'), (connect('a'), '0.3')):
         client = rpc.Client(at, TOPIC, retries=0)
         with pytest.raises(exception.CellUnreachable, match=f'broker in {waited} s'):
@@ -663,11 +663,11 @@ def test_failed_server_start_stops_at_once(
     server = rpc.Server(connect('a'), TOPIC, 'server1', [Endpoint('a')])
     starting = threading.Thread(target=server.start)
     starting.start()
-    assert failed.wait(WAIT_SECONDS)
+    assert failed.wait(TIMEOUT_SECONDS)
 
     server.stop()
 
-    starting.join(WAIT_SECONDS)
+    starting.join(TIMEOUT_SECONDS)
     assert not starting.is_alive()
 
 
@@ -748,7 +748,7 @@ def test_served_call_logs_ids_of_caller(
     first, second = (f'req-{uuid.uuid4()}' for _ in range(2))
     for ids in ((first, None), (second, first)):
         with context.bind_request_id(*ids):
-            client.call(context.admin_context(), 'note_ids', '1.0', timeout_seconds=WAIT_SECONDS)
+            client.call(context.admin_context(), 'note_ids', '1.0', timeout_seconds=TIMEOUT_SECONDS)
             assert context.current_id() == first  # of the call before ours
     assert endpoint.ids == [(first, None), (second, first)]
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from nova_precache import exception, model, outages, service_reporter
-
-WAIT_SECONDS = 20
+from tools.waiting import TIMEOUT_SECONDS
 
 
 class Store:
@@ -35,13 +34,13 @@ class Store:
 
     def stop(self, process_id: str) -> None:
         if self.is_hanging.is_set():
-            threading.Event().wait(WAIT_SECONDS)
+            threading.Event().wait(TIMEOUT_SECONDS)
         if self.errors:
             raise self.errors.pop(0)
         self.stopped.append(process_id)
 
     def wait(self, count: int) -> list[tuple[model.ServiceProcess, bool]]:
-        return [self.reports.get(timeout=WAIT_SECONDS) for _ in range(count)]
+        return [self.reports.get(timeout=TIMEOUT_SECONDS) for _ in range(count)]
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def test_stop_comes_after_last_report() -> None:
     class SlowStore(Store):
         def report(self, process: model.ServiceProcess, *, replaces: bool) -> bool:
             reports.set()
-            may_go_on.wait(WAIT_SECONDS)
+            may_go_on.wait(TIMEOUT_SECONDS)
             order.append('report')
             return True
 
@@ -90,7 +89,7 @@ def test_stop_comes_after_last_report() -> None:
 
     made = service_reporter.ServiceReporter(SlowStore(), model.Binary.API, 'ctl1', '1.0', 60)
     made.start()
-    assert reports.wait(WAIT_SECONDS)
+    assert reports.wait(TIMEOUT_SECONDS)
     stopping = threading.Thread(target=made.stop)
     stopping.start()
     stopping.join(0.1)

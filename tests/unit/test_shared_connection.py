@@ -13,8 +13,7 @@ from oslo_messaging._drivers import common
 
 from nova_precache import conf as options, rpc
 from nova_precache.rpc import shared_connection
-
-WAIT_SECONDS = 20
+from tools.waiting import TIMEOUT_SECONDS
 
 
 class Broken(Exception):
@@ -113,7 +112,7 @@ class Client:
         self.received: list[str] = []
         self.receiver.declare_direct_consumer(topic, self.received.append)
 
-    def read(self, seconds: float = WAIT_SECONDS) -> list[str]:
+    def read(self, seconds: float = TIMEOUT_SECONDS) -> list[str]:
         """Receive for a while, or until there is a message."""
         with contextlib.suppress(common.Timeout):
             self.receiver.consume(seconds)
@@ -138,7 +137,7 @@ def clients(shared: shared_connection.SharedConnection) -> tuple[Client, Client]
 @pytest.fixture
 def long_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn that only a message ends within the time of a test."""
-    monkeypatch.setattr(shared_connection, 'TURN_SECONDS', 2 * WAIT_SECONDS)
+    monkeypatch.setattr(shared_connection, 'TURN_SECONDS', 2 * TIMEOUT_SECONDS)
 
 
 @pytest.mark.usefixtures('long_turns')
@@ -148,15 +147,15 @@ def test_message_read_by_other_thread_arrives(
     reading, waiting = clients
     with futures.ThreadPoolExecutor(2) as pool:
         read = pool.submit(reading.read)
-        assert connection.reading.wait(WAIT_SECONDS)
+        assert connection.reading.wait(TIMEOUT_SECONDS)
         waited = pool.submit(waiting.read)
         connection.deliver('answers', 'for the other')
 
-        assert waited.result(WAIT_SECONDS) == ['for the other']
+        assert waited.result(TIMEOUT_SECONDS) == ['for the other']
         connection.deliver('calls', 'own')
-        while not read.result(WAIT_SECONDS):
+        while not read.result(TIMEOUT_SECONDS):
             read = pool.submit(reading.read)
-        assert read.result(WAIT_SECONDS) == ['own']
+        assert read.result(TIMEOUT_SECONDS) == ['own']
 
 
 def test_message_before_wait_is_noticed(
@@ -191,7 +190,7 @@ def test_queue_declared_while_thread_reads(
 
     with futures.ThreadPoolExecutor(1) as pool:
         pool.submit(read)
-        assert connection.reading.wait(WAIT_SECONDS)
+        assert connection.reading.wait(TIMEOUT_SECONDS)
         Client(shared, 'more')
         stopped.set()
         connection.deliver('calls', 'the last')
@@ -206,13 +205,13 @@ def test_stopped_receiver_stops_waiting(
     reading, waiting = clients
     with futures.ThreadPoolExecutor(3) as pool:
         pool.submit(reading.read)
-        assert connection.reading.wait(WAIT_SECONDS)
+        assert connection.reading.wait(TIMEOUT_SECONDS)
         waited = pool.submit(waiting.read)
         stopped = pool.submit(waiting.receiver.stop_consuming)
 
-        assert waited.result(WAIT_SECONDS) == []
+        assert waited.result(TIMEOUT_SECONDS) == []
         connection.deliver('calls', 'ends the turn of the other')
-        stopped.result(WAIT_SECONDS)
+        stopped.result(TIMEOUT_SECONDS)
 
 
 def test_stopped_receiver_takes_no_message(
@@ -280,9 +279,9 @@ def test_refused_receiver_closes_while_thread_reads(
     reading.declare_direct_consumer('calls', lambda message: refused.close())
     connection.deliver('calls', 'collects')
 
-    thread = threading.Thread(target=reading.consume, args=(WAIT_SECONDS,), daemon=True)
+    thread = threading.Thread(target=reading.consume, args=(TIMEOUT_SECONDS,), daemon=True)
     thread.start()
-    thread.join(WAIT_SECONDS)
+    thread.join(TIMEOUT_SECONDS)
 
     assert not thread.is_alive()
 
@@ -322,7 +321,7 @@ def test_agent_sends_on_one_connection(pool: Any) -> None:
 
     with futures.ThreadPoolExecutor(8) as threads:
         for sent in [threads.submit(send) for _ in range(50)]:
-            sent.result(WAIT_SECONDS)
+            sent.result(TIMEOUT_SECONDS)
 
     assert len(used) == 50
     assert len(set(used)) == 1
@@ -361,7 +360,7 @@ def test_agent_closes_connections_once(monkeypatch: pytest.MonkeyPatch) -> None:
     transport.retire()
 
     assert transport.calling is transport.serving
-    assert closed.acquire(timeout=WAIT_SECONDS)
+    assert closed.acquire(timeout=TIMEOUT_SECONDS)
     assert not closed.acquire(blocking=False)
 
 

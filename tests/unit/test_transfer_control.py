@@ -10,6 +10,7 @@ import pytest
 
 from nova_precache import exception, transfer_control
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 # No thread sleeps this long: one that is not woken fails the test.
 FOREVER_SECONDS = 3600
@@ -33,7 +34,7 @@ class Running:
             self._error = exc
 
     def result(self) -> object:
-        self.thread.join(20)
+        self.thread.join(TIMEOUT_SECONDS)
         assert not self.thread.is_alive()
         if self._error is not None:
             raise self._error
@@ -62,7 +63,7 @@ def test_unstopped_work_continues() -> None:
 def test_stop_wakes_sleeper_with_reason() -> None:
     reins = Asleep()
     sleeping = Running(lambda: reins.wait(FOREVER_SECONDS))
-    reins.is_asleep.wait(20)
+    reins.is_asleep.wait(TIMEOUT_SECONDS)
     reins.stop(CANCELLED)
     with pytest.raises(exception.Cancelled, match='not wanted any more'):
         sleeping.result()
@@ -95,7 +96,7 @@ def test_reraised_error_collects_no_frames() -> None:
 def test_urgency_wakes_sleeper() -> None:
     reins = Asleep()
     sleeping = Running(lambda: reins.wait(FOREVER_SECONDS))
-    reins.is_asleep.wait(20)
+    reins.is_asleep.wait(TIMEOUT_SECONDS)
     with reins.waited_for():
         assert sleeping.result() is None
 
@@ -193,12 +194,12 @@ def test_leaving_waits_for_running_callback() -> None:
 
     def callback() -> None:
         called.set()
-        go_on.wait(20)
+        go_on.wait(TIMEOUT_SECONDS)
         order.append('called')
 
     def leave() -> None:
         with reins.on_stop(callback):
-            called.wait(20)
+            called.wait(TIMEOUT_SECONDS)
             leaving.set()
         order.append('left')
 
@@ -206,7 +207,7 @@ def test_leaving_waits_for_running_callback() -> None:
     worker = Running(leave)
     wait_until(lambda: reins._at_stop, 'the callback is registered')
     stopper = Running(lambda: reins.stop(CANCELLED))
-    leaving.wait(20)
+    leaving.wait(TIMEOUT_SECONDS)
     go_on.set()
     worker.result()
     stopper.result()
@@ -280,7 +281,7 @@ class Blocking:
     def __call__(self) -> str:
         self.thread = threading.current_thread()
         self.is_begun.set()
-        self.go_on.wait(20)
+        self.go_on.wait(TIMEOUT_SECONDS)
         if self._error is not None:
             raise self._error
         return 'too late'
@@ -288,13 +289,13 @@ class Blocking:
     def end(self) -> None:
         self.go_on.set()
         assert self.thread is not None
-        self.thread.join(20)
+        self.thread.join(TIMEOUT_SECONDS)
 
 
 def _left_behind(work: Blocking, discard: Callable[[str], object]) -> None:
     reins = transfer_control.Control()
     worker = Running(lambda: reins.run_interruptibly(work, discard))
-    work.is_begun.wait(20)
+    work.is_begun.wait(TIMEOUT_SECONDS)
     reins.stop(CANCELLED)
     with pytest.raises(exception.Cancelled):
         worker.result()
@@ -333,7 +334,7 @@ def test_result_during_stop_returned_or_discarded() -> None:
         work = Blocking()
         discarded: list[str] = []
         worker = Running(functools.partial(_given, reins, work, discarded))
-        work.is_begun.wait(20)
+        work.is_begun.wait(TIMEOUT_SECONDS)
         stopper = Running(functools.partial(reins.stop, CANCELLED))
         work.end()
         stopper.result()

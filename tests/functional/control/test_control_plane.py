@@ -26,10 +26,10 @@ from nova_precache.wiring import (
 )
 from tests import service
 from tests.conftest import UploadImage
+from tools.waiting import TIMEOUT_SECONDS
 
 HOSTS = tuple(f'host{number}' for number in range(6))
 LIMIT = 4
-WAIT_SECONDS = 20
 CACHED = model.ImageOutcome(model.TaskStatus.CACHED, bytes_done=4, bytes_total=4)
 
 
@@ -54,14 +54,14 @@ class Computes(rpc.Endpoint):
             self._condition.notify_all()
         downloading = model.Progress(model.TaskStatus.DOWNLOADING, 2, 4)
         self._conductor.report_progress(job_id, epoch, 1, downloading)
-        assert self.may_answer.wait(WAIT_SECONDS)
+        assert self.may_answer.wait(TIMEOUT_SECONDS)
         with self._condition:
             self.working -= 1
         return CACHED.to_wire()
 
     def wait_working(self, count: int) -> None:
         with self._condition:
-            assert self._condition.wait_for(lambda: self.working == count, WAIT_SECONDS)
+            assert self._condition.wait_for(lambda: self.working == count, TIMEOUT_SECONDS)
 
 
 @dataclasses.dataclass
@@ -91,7 +91,7 @@ def control_plane(
     conductor.start()
     api.start()
     transport = rpc.connect(conf, f'fake:///{tmp_path.name}-cell1')
-    reporter = conductor_rpcapi.ConductorReporter(transport, None, WAIT_SECONDS)
+    reporter = conductor_rpcapi.ConductorReporter(transport, None, TIMEOUT_SECONDS)
     computes = Computes(reporter)
     servers = [rpc.Server(transport, compute_rpcapi.TOPIC, host, [computes]) for host in HOSTS]
     for host, server in zip(HOSTS, servers, strict=True):

@@ -10,6 +10,7 @@ import requests
 from nova_precache.standalone import glance as glance_server
 from tests.conftest import UploadImage
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 
 def test_glance_serves_and_counts_range(
@@ -18,7 +19,7 @@ def test_glance_serves_and_counts_range(
     image_id = upload_image(b'0123456789')
     url = f'{glance.url}/v2/images/{image_id}/file'
 
-    answer = requests.get(url, headers={'Range': 'bytes=4-'}, timeout=30)
+    answer = requests.get(url, headers={'Range': 'bytes=4-'}, timeout=TIMEOUT_SECONDS)
 
     assert (answer.status_code, answer.content) == (206, b'456789')
     wait_until(lambda: glance.served(image_id) == 1, 'Glance has logged it')
@@ -29,7 +30,7 @@ def test_glance_hashes_uploads(
 ) -> None:
     image_id = upload_image(b'0123456789', disk_format='qcow2', name='ten')
 
-    image = requests.get(f'{glance.url}/v2/images/{image_id}', timeout=30).json()
+    image = requests.get(f'{glance.url}/v2/images/{image_id}', timeout=TIMEOUT_SECONDS).json()
 
     assert (image['status'], image['name'], image['size']) == ('active', 'ten', 10)
     assert image['os_hash_algo'] == 'sha512'
@@ -44,13 +45,18 @@ def test_restarted_glance_keeps_images(
         url = server.url
         started = set(psutil.Process().children(recursive=True)) - before
         image = {'name': 'kept', 'disk_format': 'raw', 'container_format': 'bare'}
-        image_id = requests.post(f'{url}/v2/images', json=image, timeout=30).json()['id']
+        image_id = requests.post(f'{url}/v2/images', json=image, timeout=TIMEOUT_SECONDS).json()[
+            'id'
+        ]
 
     assert started
     assert [child for child in started if child.is_running()] == []
     with server:
         assert server.url == url
-        assert requests.get(f'{url}/v2/images/{image_id}', timeout=30).json()['name'] == 'kept'
+        assert (
+            requests.get(f'{url}/v2/images/{image_id}', timeout=TIMEOUT_SECONDS).json()['name']
+            == 'kept'
+        )
 
 
 @pytest.mark.parametrize(
@@ -63,9 +69,11 @@ def test_cross_site_pages_refused(
     """Every caller is its admin, and so is a browser on this machine."""
     url, body = f'{glance.url}/v2/images', '{"name": "made by a page"}'
     answers = [
-        requests.post(url, body, headers={**headers, 'Content-Type': 'text/plain'}, timeout=60),
-        requests.get(url, headers=headers, timeout=60),
+        requests.post(
+            url, body, headers={**headers, 'Content-Type': 'text/plain'}, timeout=TIMEOUT_SECONDS
+        ),
+        requests.get(url, headers=headers, timeout=TIMEOUT_SECONDS),
     ]
     assert [answer.status_code for answer in answers] == [403, 403]
-    found = requests.get(f'{url}?name=made by a page', timeout=60).json()
+    found = requests.get(f'{url}?name=made by a page', timeout=TIMEOUT_SECONDS).json()
     assert found['images'] == []

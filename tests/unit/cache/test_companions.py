@@ -22,6 +22,7 @@ from nova_precache.image import fake
 from tests import disk_images
 from tests.service import wait_until
 from tests.unit.cache.conftest import Cache, held_by_another_process
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.usefixtures('qemu_img')
 
@@ -381,7 +382,7 @@ def test_kernel_fetched_by_nova_awaited(
     monkeypatch.setattr(images, 'show', lambda image_id: (show(image_id), shown.set())[0])
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         filling = thread.submit(fill, cache, images, bootable.image)
-        assert shown.wait(30)
+        assert shown.wait(TIMEOUT_SECONDS)
         cache.base_file(bootable.kernel.id).write_bytes(KERNEL)
         nova.communicate()
         filling.result(60)
@@ -625,7 +626,7 @@ def test_killed_process_leaves_no_partial_set(
         target=fill_until_killed, args=(cache.paths.instances_path, name, after)
     )
     process.start()
-    process.join(30)
+    process.join(TIMEOUT_SECONDS)
     assert process.exitcode == -signal.SIGKILL
     whole = {layout.base_name(each) for each in _IDS}
     assert layout.base_name(image.id) not in base_names(cache) or base_names(cache) == whole

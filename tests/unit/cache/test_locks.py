@@ -18,6 +18,7 @@ from nova_precache import exception, transfer_control
 from nova_precache.cache import lock_waiters, locks
 from tests.service import wait_until
 from tests.unit.cache.conftest import held_by_another_process
+from tools.waiting import TIMEOUT_SECONDS
 
 NAME = 'd45dc8a0f9f8ba9b7ea3a7e4a0c3c57c5de0d9d5'
 OTHER_NAME = '0123456789abcdef0123456789abcdef01234567'
@@ -100,7 +101,7 @@ def test_lock_of_other_process_awaited(tmp_path: pathlib.Path) -> None:
             lock_waiters.join(0.01)
         assert not got.is_set()
         process.communicate()
-    lock_waiters.join(20)
+    lock_waiters.join(TIMEOUT_SECONDS)
     assert got.is_set()
 
 
@@ -170,7 +171,7 @@ class Waiting:
             self.error = exc
 
     def join(self) -> None:
-        self._thread.join(20)
+        self._thread.join(TIMEOUT_SECONDS)
         assert not self._thread.is_alive()
 
 
@@ -192,7 +193,7 @@ def test_stop_ends_wait_for_thread(image_locks: locks.ImageLocks) -> None:
     reins = Registering()
     with image_locks.hold(NAME):
         waiting_thread = Waiting(image_locks, reins)
-        reins.is_waiting.wait(20)
+        reins.is_waiting.wait(TIMEOUT_SECONDS)
         reins.stop(exception.Cancelled('not wanted'))
         waiting_thread.join()
     assert isinstance(waiting_thread.error, exception.Cancelled)
@@ -231,7 +232,7 @@ def test_removed_lock_file_not_held(image_locks: locks.ImageLocks, tmp_path: pat
     def hold() -> None:
         with image_locks.hold(NAME):
             held.set()
-            leave.wait(20)
+            leave.wait(TIMEOUT_SECONDS)
 
     with held_by_another_process(tmp_path, NAME) as process:
         thread = threading.Thread(target=hold)
@@ -239,7 +240,7 @@ def test_removed_lock_file_not_held(image_locks: locks.ImageLocks, tmp_path: pat
         wait_until(lambda: _is_open(path), 'it waits for the file')
         path.unlink()
         process.communicate()
-    assert held.wait(20)
+    assert held.wait(TIMEOUT_SECONDS)
     # A later process, which finds the file by its name, finds it locked.
     with _process(_WAITER, tmp_path) as waiter:
         assert waiter.stdout is not None
@@ -247,7 +248,7 @@ def test_removed_lock_file_not_held(image_locks: locks.ImageLocks, tmp_path: pat
         wait_until(lambda: _has_open(waiter.pid, path), 'it waits for the file')
         assert waiter.poll() is None
         leave.set()
-        thread.join(20)
+        thread.join(TIMEOUT_SECONDS)
         assert waiter.communicate()[0] == 'held\n'
 
 
@@ -343,7 +344,7 @@ def test_waiting_precache_keeps_priority(image_locks: locks.ImageLocks) -> None:
     reins, precaching = transfer_control.Control(), Registering()
     with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         other = Waiting(image_locks, precaching)
-        precaching.is_waiting.wait(20)
+        precaching.is_waiting.wait(TIMEOUT_SECONDS)
         assert not reins.is_urgent
     other.join()
     assert other.got.is_set()
@@ -424,7 +425,7 @@ def test_waiting_process_gets_lock(image_locks: locks.ImageLocks, tmp_path: path
     with _process(_WAITER, tmp_path) as waiter:
         with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
             wait_until(lambda: reins.is_urgent, 'the process waits')
-        assert waiter.communicate(timeout=20)[0] == 'starts\nheld\n'
+        assert waiter.communicate(timeout=TIMEOUT_SECONDS)[0] == 'starts\nheld\n'
 
 
 def test_other_locks_waiter_does_not_boost(
@@ -468,7 +469,7 @@ def test_inspecting_waiters_blocks_no_process(
     reins = transfer_control.Control()
     with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         with _process(_RESTLESS, tmp_path) as restless:
-            assert restless.wait(60) == 0
+            assert restless.wait(TIMEOUT_SECONDS) == 0
         wait_until(lambda: not reins.is_urgent, 'the process is gone')
         with _process(_WAITER, tmp_path) as waiter:
             wait_until(lambda: reins.is_urgent, 'the lock is still held')
@@ -513,7 +514,7 @@ def test_boost_ends_with_ended_watch(
     with image_locks.hold(NAME, reins), image_locks.priority_boost(NAME, reins):
         for thread in threading.enumerate():
             if thread.name == 'waiting':
-                thread.join(20)
+                thread.join(TIMEOUT_SECONDS)
                 assert not thread.is_alive()
 
 

@@ -21,6 +21,7 @@ from nova_precache import exception, model
 from nova_precache.cache import layout, partials
 from tests import disk_images
 from tests.unit.cache.conftest import Cache, Refusal, cached_bytes
+from tools.waiting import TIMEOUT_SECONDS
 
 KIB = 1024
 MIB = 1024**2
@@ -462,7 +463,7 @@ def test_writer_continues_during_sync(cache: Cache, monkeypatch: pytest.MonkeyPa
 
     def slow(descriptor: int) -> None:
         if threading.current_thread().name == 'image-sync':
-            assert goes_on.wait(30)
+            assert goes_on.wait(TIMEOUT_SECONDS)
         synchronise(descriptor)
 
     with cache.partials.open(IMAGE) as partial:
@@ -560,7 +561,7 @@ def test_killed_process_leaves_image_prefix(cache: Cache, name: str, after: int)
         target=write_until_killed, args=(cache.paths.instances_path, name, after)
     )
     process.start()
-    process.join(30)
+    process.join(TIMEOUT_SECONDS)
     assert process.exitcode == -signal.SIGKILL
     kept = take(cache)
     assert kept in {DATA[: len(kept)], OTHER_DATA[: len(kept)]}

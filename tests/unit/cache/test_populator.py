@@ -28,6 +28,7 @@ from nova_precache.inspection import formats
 from tests import disk_images
 from tests.service import wait_until
 from tests.unit.cache.conftest import MAX_PARALLEL, Cache, Refusal, cached_bytes
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.usefixtures('qemu_img')
 
@@ -399,7 +400,7 @@ def test_two_threads_download_once(cache: Cache, images: fake.FakeImageService) 
     assert results == []
     gate.release()
     for thread in threads:
-        thread.join(30)
+        thread.join(TIMEOUT_SECONDS)
     assert sorted(result.existing for result in results) == [False, True, True]
     assert images.served_bytes == len(DATA)
     assert cache.names() == [layout.base_name(image.id)]
@@ -415,7 +416,7 @@ def test_different_images_download_in_parallel(cache: Cache, images: fake.FakeIm
     other = others.add(DATA)
     assert not cache.filler.fill(others, other.id, ignore).existing
     gate.release()
-    thread.join(30)
+    thread.join(TIMEOUT_SECONDS)
     assert cache.names() == sorted(map(layout.base_name, [image.id, other.id]))
 
 
@@ -457,12 +458,12 @@ class Peer:
         assert self.process.stdout.readline() == 'reached\n'
 
     def finish(self) -> str:
-        output, _ = self.process.communicate(timeout=30)
+        output, _ = self.process.communicate(timeout=TIMEOUT_SECONDS)
         return output.strip()
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=TIMEOUT_SECONDS)
 
 
 def test_two_processes_download_once(cache: Cache, images: fake.FakeImageService) -> None:
@@ -475,7 +476,7 @@ def test_two_processes_download_once(cache: Cache, images: fake.FakeImageService
     thread.start()
     assert not cache.store.is_hit(image.id)
     assert peer.finish() == 'cached'
-    thread.join(30)
+    thread.join(TIMEOUT_SECONDS)
     assert results == [model.CacheResult(existing=True)]
     assert images.opens == []
 
@@ -819,7 +820,7 @@ class HangingImageService(fake.FakeImageService):
 
     def show(self, image_id: str) -> model.Image:
         self.asked.set()
-        assert self.answers.wait(30)
+        assert self.answers.wait(TIMEOUT_SECONDS)
         return super().show(image_id)
 
 
@@ -829,7 +830,7 @@ def test_cancel_ends_lookup_at_once(cache: Cache) -> None:
     reins = transfer_control.Control()
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         filling = thread.submit(cache.filler.fill, images, image.id, ignore, reins)
-        assert images.asked.wait(30)
+        assert images.asked.wait(TIMEOUT_SECONDS)
         reins.stop(exception.Cancelled('not wanted'))
         assert isinstance(filling.exception(30), exception.Cancelled)
     images.answers.set()
@@ -1103,7 +1104,7 @@ def test_killed_process_leaves_nothing_half_done(
         args=(cache.paths.instances_path, path.read_bytes(), name, after),
     )
     process.start()
-    process.join(30)
+    process.join(TIMEOUT_SECONDS)
     assert process.exitcode == -signal.SIGKILL
     if cache.store.is_hit(image.id):
         assert cache.base_file(image.id).read_bytes() == expected

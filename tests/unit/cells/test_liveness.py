@@ -16,6 +16,7 @@ from nova_precache.cells import liveness, services
 from tests import unclosed
 from tests.unit.cells.conftest import CellDatabase, Clock, open_cell
 from tests.unit.conftest import DOWN_SECONDS, LONG_AGO, World
+from tools.waiting import TIMEOUT_SECONDS
 
 
 def test_down_or_disabled_host_has_reason(
@@ -141,7 +142,7 @@ def test_hanging_database_delays_no_other_cell(
 
     def silent(engine: sa.Engine, hosts: Collection[str]) -> Mapping[str, services.Service]:
         if 'silent' in str(engine.url):
-            assert released.wait(20)
+            assert released.wait(TIMEOUT_SECONDS)
         return load(engine, hosts)
 
     monkeypatch.setattr(services, 'load', silent)
@@ -180,7 +181,7 @@ def test_short_wait_does_not_blame_cell(
     load = services.load
 
     def slow(engine: sa.Engine, hosts: Collection[str]) -> Mapping[str, services.Service]:
-        assert released.wait(20)
+        assert released.wait(TIMEOUT_SECONDS)
         return load(engine, hosts)
 
     monkeypatch.setattr(services, 'load', slow)
@@ -342,7 +343,7 @@ def test_busy_connection_closed_after_answer(
 
     def note(connection: sa.Connection, *more: Any) -> None:
         in_use.set()
-        assert released.wait(20)
+        assert released.wait(TIMEOUT_SECONDS)
 
     connect = services.connect
 
@@ -354,11 +355,11 @@ def test_busy_connection_closed_after_answer(
     monkeypatch.setattr(services, 'connect', slow)
     looking = threading.Thread(target=lambda: (alive.look(['h1']), found.set()))
     looking.start()
-    assert in_use.wait(20)
+    assert in_use.wait(TIMEOUT_SECONDS)
 
     alive.close()
     released.set()
-    looking.join(20)
+    looking.join(TIMEOUT_SECONDS)
 
     assert found.is_set()
     assert f'{tmp_path}/cell1.sqlite' not in unclosed.databases(tmp_path)

@@ -14,6 +14,7 @@ from nova_precache.cells import liveness, novahosts, services
 from nova_precache.db import pages, statistics
 from tests.unit.cells.conftest import CellDatabase, Clock, open_cell
 from tests.unit.conftest import DOWN_SECONDS, World
+from tools.waiting import TIMEOUT_SECONDS
 
 UP, DOWN, UNKNOWN = model.HostStatus
 FORCED = 'host down: it is forced down'
@@ -154,7 +155,7 @@ def test_silent_cell_hosts_become_unknown(
 
     def silent(engine: sa.Engine, hosts: Collection[str]) -> Mapping[str, services.Service]:
         if 'nowhere' in str(engine.url):
-            assert released.wait(20)
+            assert released.wait(TIMEOUT_SECONDS)
         return load(engine, hosts)
 
     monkeypatch.setattr(services, 'load', silent)

@@ -14,6 +14,7 @@ from nova_precache.cells import inventory, models
 from tests.service import wait_until
 from tests.unit.cells.conftest import CellDatabase
 from tests.unit.conftest import open_database
+from tools.waiting import TIMEOUT_SECONDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 # Prints the databases that are open when the command would exit.
@@ -86,7 +87,7 @@ def _start(conf: pathlib.Path, run: str, *arguments: str) -> subprocess.Popen[st
 
 def _assert_all_is_closed(process: subprocess.Popen[str]) -> str:
     with process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     assert out.splitlines()[-1:] == ['left open: {}'], err
     assert 'ResourceWarning' not in err
     return out

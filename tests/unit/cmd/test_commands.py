@@ -15,6 +15,7 @@ import requests
 from nova_precache import backend
 from tests.conftest import THREADS, needs_eventlet
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
 
 def _command(command: str, *arguments: object) -> list[str]:
@@ -31,7 +32,7 @@ def _run(command: str, *arguments: object, threads: str = '') -> subprocess.Comp
         _command(command, *arguments),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
         check=False,
         env=_environment(threads),
     )
@@ -79,7 +80,7 @@ endpoint_override = http://127.0.0.1:1
         if command == 'conductor':
             return ' runs' in log.read_text()
         try:
-            return requests.get(f'http://127.0.0.1:{port}/', timeout=30).ok
+            return requests.get(f'http://127.0.0.1:{port}/', timeout=TIMEOUT_SECONDS).ok
         except requests.ConnectionError:
             return False
 
@@ -91,7 +92,7 @@ endpoint_override = http://127.0.0.1:1
         try:
             wait_until(runs, f'{command} runs')
             process.send_signal(signal.SIGTERM)
-            status = process.wait(60)
+            status = process.wait(TIMEOUT_SECONDS)
         finally:
             process.kill()
 
@@ -117,7 +118,7 @@ def test_signal_wakes_idle_process(threads: str) -> None:
         try:
             assert process.stdout.readline() == b'waits\n'
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0  # eventlet's hub sleeps for 60 s
+            assert process.wait(TIMEOUT_SECONDS) == 0  # eventlet's hub sleeps for 60 s
         finally:
             process.kill()
 
@@ -140,7 +141,7 @@ def test_signal_before_wait_ends_process(threads: str) -> None:
     ended = subprocess.run(
         [sys.executable, '-c', code],
         stdout=subprocess.PIPE,
-        timeout=30,
+        timeout=TIMEOUT_SECONDS,
         check=False,
         env=_environment(threads),
     )
@@ -165,7 +166,7 @@ def test_command_exits_despite_busy_thread(pool: str) -> None:
     )
 
     ended = subprocess.run(
-        [sys.executable, '-c', code], stdout=subprocess.PIPE, timeout=30, check=False
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, timeout=TIMEOUT_SECONDS, check=False
     )
 
     assert (ended.returncode, ended.stdout) == (3, b'done\n')

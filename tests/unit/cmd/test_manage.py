@@ -23,6 +23,7 @@ from nova_precache.db import agents, caches, host_removal
 from nova_precache.db.engine import models, session
 from tests.unit.cells.conftest import CellDatabase
 from tests.unit.conftest import LONG_AGO, open_database, open_world
+from tools.waiting import TIMEOUT_SECONDS
 
 Run = Callable[..., str]
 
@@ -204,7 +205,7 @@ def test_expected_error_ends_without_traceback(
         [sys.executable, '-c', code, '--config-file', str(config_file), 'db', 'sync'],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
 
@@ -415,7 +416,7 @@ def test_transport_url_prompted_without_echo(
         assert process.stderr is not None
         prompt = process.stderr.read(len(brokers.PROMPT)).decode()
         os.write(terminal, f'{URL}\n'.encode())
-        said, complained = process.communicate(timeout=60)
+        said, complained = process.communicate(timeout=TIMEOUT_SECONDS)
     finally:
         process.kill()
         process.wait()

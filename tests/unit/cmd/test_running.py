@@ -24,6 +24,7 @@ from nova_precache.wiring import conductor as wiring_conductor, process as wirin
 from nova_precache.wsgi import foreign
 from tests.service import wait_until
 from tests.unit.conftest import open_database
+from tools.waiting import TIMEOUT_SECONDS
 
 DEFAULT_FILE = '/etc/nova-precache/nova-precache.conf'
 
@@ -224,7 +225,7 @@ def test_systemd_notified_after_start(tmp_path: pathlib.Path) -> None:
             try:
                 assert notified.recv(100) == b'READY=1'
                 process.terminate()
-                said, _ = process.communicate(timeout=60)
+                said, _ = process.communicate(timeout=TIMEOUT_SECONDS)
             finally:
                 process.kill()
 
@@ -254,7 +255,7 @@ def main():
 running.exit_with(main)
 """
     ended = subprocess.run(
-        [sys.executable, '-c', code], stdout=subprocess.PIPE, timeout=60, check=False
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, timeout=TIMEOUT_SECONDS, check=False
     )
 
     assert (ended.stdout, ended.returncode) == (b'stopped\n', 1)
@@ -285,7 +286,7 @@ def test_signal_ends_conductor_with_unreadable_database(
                 assert notified.recv(100) == b'READY=1'
                 pathlib.Path(str(database_of.engine.url.database)).write_bytes(b'junk' * 4096)
                 process.terminate()
-                _, said = process.communicate(timeout=60)
+                _, said = process.communicate(timeout=TIMEOUT_SECONDS)
             finally:
                 process.kill()
 

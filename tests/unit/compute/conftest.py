@@ -12,8 +12,8 @@ from nova_precache.compute import reporter
 from nova_precache.image import service
 from nova_precache.transfer_control import Control
 from nova_precache.virt import driver as virt_driver
+from tools.waiting import TIMEOUT_SECONDS
 
-WAIT_SECONDS = 20
 NOW = datetime.datetime(2026, 1, 2)  # noqa: DTZ001 - in UTC, as times are kept
 
 
@@ -131,17 +131,17 @@ class FakeReporter:
     def wait_begun(self, count: int) -> None:
         """Wait until this many calls have asked whether they may begin."""
         with self._condition:
-            assert self._condition.wait_for(lambda: len(self.started) >= count, WAIT_SECONDS)
+            assert self._condition.wait_for(lambda: len(self.started) >= count, TIMEOUT_SECONDS)
 
     def wait_images(self, count: int) -> None:
         """Wait until this many reports of the cache have arrived."""
         with self._condition:
-            assert self._condition.wait_for(lambda: len(self.images) >= count, WAIT_SECONDS)
+            assert self._condition.wait_for(lambda: len(self.images) >= count, TIMEOUT_SECONDS)
 
     def wait_reported(self, count: int) -> None:
         """Wait until this many states were reported."""
         with self._condition:
-            assert self._condition.wait_for(lambda: len(self.states) >= count, WAIT_SECONDS)
+            assert self._condition.wait_for(lambda: len(self.states) >= count, TIMEOUT_SECONDS)
 
 
 class ScriptedDriver(virt_driver.ComputeDriver):
@@ -176,7 +176,7 @@ class ScriptedDriver(virt_driver.ComputeDriver):
         self.controls.append(control)
         self.begun.set()
         with control.on_stop(self.opened.set):
-            assert self.opened.wait(WAIT_SECONDS)
+            assert self.opened.wait(TIMEOUT_SECONDS)
         control.check()
         if self.confirms:
             control.confirm()

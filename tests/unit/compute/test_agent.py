@@ -26,7 +26,8 @@ from nova_precache.virt import driver as virt_driver, fake as fake_driver
 from nova_precache.wiring import compute as wiring_compute
 from tests import odd_files
 from tests.service import wait_until
-from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter
+from tests.unit.compute.conftest import FakeReporter
+from tools.waiting import TIMEOUT_SECONDS
 
 CACHED = model.ImageOutcome('cached')
 
@@ -75,11 +76,11 @@ class Driver(fake_driver.FakeDriverWithCaching):
 
     def wait_managed(self, count: int) -> None:
         with self._condition:
-            assert self._condition.wait_for(lambda: self.managed >= count, WAIT_SECONDS)
+            assert self._condition.wait_for(lambda: self.managed >= count, TIMEOUT_SECONDS)
 
     def wait_swept(self, count: int) -> None:
         with self._condition:
-            assert self._condition.wait_for(lambda: self.swept >= count, WAIT_SECONDS)
+            assert self._condition.wait_for(lambda: self.swept >= count, TIMEOUT_SECONDS)
 
     def cache_report(self) -> virt_driver.CacheReport:
         return virt_driver.CacheReport('store-1', cache_bytes=5, free_bytes=10)
@@ -166,7 +167,7 @@ def test_compute_registers_then_serves(
 ) -> None:
     compute.start()
 
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
     assert server.serves
     assert conductor.registered == [
         {
@@ -198,7 +199,7 @@ def test_registration_retries_until_successful(
 
     compute.start()
 
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
     assert server.serves
     assert _errors(caplog, logging.WARNING) == [f'Host h1 is not registered yet: {error}']
 
@@ -210,7 +211,7 @@ def test_taken_name_logged_as_error(
 
     compute.start()
 
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
     assert _errors(caplog, logging.ERROR) == [
         'Host h1 is not registered yet: another agent has this name'
     ]
@@ -227,7 +228,7 @@ def test_unmapped_host_warns_once(
 
     compute.start()
 
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
     assert conductor.register_errors == []
     assert _errors(caplog, logging.WARNING) == ['Host h1 is not registered yet: h1 is not mapped']
 
@@ -352,7 +353,7 @@ def test_stopping_compute_starts_no_transfer(
     compute: agent.ComputeAgent, server: FakeServer, running: transfers.Transfers
 ) -> None:
     compute.start()
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
 
     compute.stop()
 
@@ -369,16 +370,16 @@ def test_stopping_compute_ends_stalled_transfer(
     def stand_still(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         begun.set()
         with pytest.raises(exception.ShuttingDown):
-            control.wait(WAIT_SECONDS)
+            control.wait(TIMEOUT_SECONDS)
         return model.ImageOutcome('error', 'stopped', model.Retry.LATER)
 
     with futures.ThreadPoolExecutor(1) as pool:
         made = pool.submit(running.run, 'j1', 1, 'i1', stand_still)
-        assert begun.wait(WAIT_SECONDS)
+        assert begun.wait(TIMEOUT_SECONDS)
 
         compute.stop()
 
-        assert made.result(WAIT_SECONDS).reason == 'stopped'
+        assert made.result(TIMEOUT_SECONDS).reason == 'stopped'
 
 
 def test_compute_stops_without_conductor(
@@ -395,7 +396,7 @@ def test_compute_stops_without_conductor(
 
     monkeypatch.setattr(conductor, 'register', refuse)
     compute.start()
-    assert asked.wait(WAIT_SECONDS)
+    assert asked.wait(TIMEOUT_SECONDS)
 
     compute.stop()
 
@@ -413,7 +414,7 @@ def test_compute_stops_with_silent_broker(
 
     def wait(report: reporter.HostReport) -> None:
         reports.set()
-        answers.wait(2 * WAIT_SECONDS)
+        answers.wait(2 * TIMEOUT_SECONDS)
 
     def stop() -> None:
         compute.stop()
@@ -422,10 +423,10 @@ def test_compute_stops_with_silent_broker(
     monkeypatch.setattr(agent, 'STOP_SECONDS', 0.01)
     monkeypatch.setattr(conductor, 'report', wait)
     compute.start()
-    assert reports.wait(WAIT_SECONDS)
+    assert reports.wait(TIMEOUT_SECONDS)
 
     threading.Thread(target=stop, daemon=True).start()
-    has_stopped = stopped.wait(WAIT_SECONDS)
+    has_stopped = stopped.wait(TIMEOUT_SECONDS)
     answers.set()
 
     assert has_stopped
@@ -458,18 +459,18 @@ def test_superseded_agent_pauses_until_reregistered(
 
     def stand_still(note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         with pytest.raises(exception.NameLost):
-            control.wait(WAIT_SECONDS)
+            control.wait(TIMEOUT_SECONDS)
         return model.ImageOutcome('error', 'stopped', model.Retry.LATER)
 
     compute.start()
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
     conductor.wait_images(1)
     monkeypatch.setattr(conductor, 'register', register)
     with futures.ThreadPoolExecutor(1) as pool:
         made = pool.submit(running.run, 'job', 1, 'i1', stand_still)
         wait_until(lambda: running.is_running('i1'), 'it runs')
         held.doubt()
-        assert made.result(WAIT_SECONDS).reason == 'stopped'
+        assert made.result(TIMEOUT_SECONDS).reason == 'stopped'
     wait_until(lambda: not refusals and compute.wait_registered(0), 'it has its name again')
     conductor.wait_images(2)
 
@@ -501,7 +502,7 @@ def test_unknown_agent_registers_without_interruption(
         return CACHED
 
     compute.start()
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
     conductor.register_errors = [exception.CellUnreachable('no conductor answered')]
 
     assert running.run('j1', 1, 'i1', work) == CACHED
@@ -521,7 +522,7 @@ def test_compute_stops_while_name_taken(
         raise exception.AgentConflict('h1 has another agent')
 
     compute.start()
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
     monkeypatch.setattr(conductor, 'register', refuse)
     held.doubt()
     wait_until(lambda: not compute.wait_registered(0), 'it has left')
@@ -616,7 +617,7 @@ def test_stopping_compute_says_goodbye(
     compute: agent.ComputeAgent, conductor: FakeReporter
 ) -> None:
     compute.start()
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
 
     compute.stop()
 
@@ -634,17 +635,17 @@ def test_goodbye_said_before_serving(
 
     def start() -> None:
         starting.set()
-        assert started.wait(WAIT_SECONDS)
+        assert started.wait(TIMEOUT_SECONDS)
 
     monkeypatch.setattr(server, 'start', start)
     compute.start()
-    assert starting.wait(WAIT_SECONDS)
+    assert starting.wait(TIMEOUT_SECONDS)
     stopping = threading.Thread(target=compute.stop)
 
     stopping.start()
     wait_until(lambda: conductor.goodbyes, 'the goodbye')
     started.set()
-    stopping.join(WAIT_SECONDS)
+    stopping.join(TIMEOUT_SECONDS)
 
     assert conductor.goodbyes == [('h1', 'agent-1', 'boot-1')]
 
@@ -657,18 +658,18 @@ def test_goodbye_follows_late_registration(
 
     def register_late(state: model.Json) -> object:
         asked.set()
-        assert answered.wait(WAIT_SECONDS)
+        assert answered.wait(TIMEOUT_SECONDS)
         return register(state)
 
     monkeypatch.setattr(conductor, 'register', register_late)
     compute.start()
-    assert asked.wait(WAIT_SECONDS)
+    assert asked.wait(TIMEOUT_SECONDS)
     stopping = threading.Thread(target=compute.stop)
 
     stopping.start()
     wait_until(compute._stopping.is_set, 'the stop')
     answered.set()
-    stopping.join(WAIT_SECONDS)
+    stopping.join(TIMEOUT_SECONDS)
 
     wait_until(lambda: conductor.goodbyes, 'the goodbye')
     assert conductor.goodbyes == [('h1', 'agent-1', 'boot-1')]
@@ -693,7 +694,7 @@ def test_late_registration_has_one_goodbye(
     monkeypatch.setattr(conductor, 'register', register_late)
     monkeypatch.setattr(compute._name, 'close', close_late)
     compute.start()
-    assert asked.wait(WAIT_SECONDS)
+    assert asked.wait(TIMEOUT_SECONDS)
 
     compute.stop()
 
@@ -735,7 +736,7 @@ def test_compute_stops_without_goodbye(
     warnings: list[str],
 ) -> None:
     compute.start()
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
     conductor.goodbye_errors = [error]
 
     compute.stop()
@@ -752,9 +753,9 @@ def test_silent_conductor_delays_stop_briefly(
 ) -> None:
     answered = threading.Event()
     monkeypatch.setattr(agent, 'GOODBYE_SECONDS', 0.05)
-    monkeypatch.setattr(conductor, 'goodbye', lambda *_: answered.wait(WAIT_SECONDS))
+    monkeypatch.setattr(conductor, 'goodbye', lambda *_: answered.wait(TIMEOUT_SECONDS))
     compute.start()
-    assert compute.wait_registered(WAIT_SECONDS)
+    assert compute.wait_registered(TIMEOUT_SECONDS)
 
     compute.stop()
 

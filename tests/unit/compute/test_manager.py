@@ -16,7 +16,8 @@ from nova_precache.image import fake as fake_images, service
 from nova_precache.virt import driver as virt_driver, fake as fake_driver
 from tests.service import wait_until
 from tests.unit import odd
-from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver
+from tests.unit.compute.conftest import FakeReporter, ScriptedDriver
+from tools.waiting import TIMEOUT_SECONDS
 
 CTXT = context.admin_context()
 
@@ -128,7 +129,7 @@ def test_token_requested_under_newest_epoch(
     with futures.ThreadPoolExecutor(2) as pool:
         conductor.current = {'j1': 1}
         calls = [pool.submit(_call, compute, epoch=1)]
-        assert driver.begun.wait(WAIT_SECONDS)
+        assert driver.begun.wait(TIMEOUT_SECONDS)
         assert access.fresh_token is not None
         fresh_token = access.fresh_token  # of the call that began the transfer
         assert fresh_token() == 'fresh-token'
@@ -139,7 +140,7 @@ def test_token_requested_under_newest_epoch(
         assert fresh_token() == 'fresh-token'
 
         driver.opened.set()
-        assert [each.result(WAIT_SECONDS) is not None for each in calls] == [True, True]
+        assert [each.result(TIMEOUT_SECONDS) is not None for each in calls] == [True, True]
 
     assert conductor.token_calls == [('j1', 1), ('j1', 2)]
 
@@ -162,13 +163,13 @@ def test_wait_for_token_is_excused(
     with futures.ThreadPoolExecutor(1) as pool:
         conductor.current = {'j1': 1}
         call = pool.submit(_call, compute, epoch=1)
-        assert driver.begun.wait(WAIT_SECONDS)
+        assert driver.begun.wait(TIMEOUT_SECONDS)
         wait_until(lambda: compute._transfers.is_running('i1'), 'others may join it')
         compute._transfers._running['i1'].control.aside = aside
         assert access.fresh_token is not None
         assert access.fresh_token() == 'fresh-token'
         driver.opened.set()
-        assert call.result(WAIT_SECONDS) is not None
+        assert call.result(TIMEOUT_SECONDS) is not None
 
     assert entered == ['aside', 'token', 'back']
 
@@ -198,7 +199,7 @@ def test_refused_token_requested_by_other_job(
 
         driver.opened.set()
         for each in calls:
-            each.result(WAIT_SECONDS)
+            each.result(TIMEOUT_SECONDS)
 
 
 def _confirming(
@@ -213,7 +214,7 @@ def _confirming(
         calls = [pool.submit(_call, compute, job_id) for job_id in jobs]
         wait_until(lambda: len(compute._transfers.epochs('i1')) == len(jobs), 'all follow')
         driver.opened.set()
-        return [each.result(WAIT_SECONDS) for each in calls]
+        return [each.result(TIMEOUT_SECONDS) for each in calls]
 
 
 def test_conductor_confirms_each_job_before_publish(
@@ -284,13 +285,13 @@ def test_repeated_call_joins_transfer(driver: ScriptedDriver, conductor: FakeRep
     with futures.ThreadPoolExecutor(2) as pool:
         conductor.current = {'j1': 1}
         first = pool.submit(_call, compute, epoch=1)
-        assert driver.begun.wait(WAIT_SECONDS)
+        assert driver.begun.wait(TIMEOUT_SECONDS)
         conductor.current = {'j1': 2}
         second = pool.submit(_call, compute, epoch=2)
         conductor.wait_begun(2)
         driver.opened.set()
 
-        outcomes = [each.result(WAIT_SECONDS) for each in (first, second)]
+        outcomes = [each.result(TIMEOUT_SECONDS) for each in (first, second)]
 
     assert [outcome and outcome.status for outcome in outcomes] == ['cached', 'cached']
     assert driver.asked == ['i1']
@@ -315,11 +316,11 @@ def test_outcome_during_confirmation_repeated(
     conductor.current = {'j1': 1}
     with futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(_call, compute, epoch=1)
-        assert driver.begun.wait(WAIT_SECONDS)
+        assert driver.begun.wait(TIMEOUT_SECONDS)
 
         def answer_late(job_id: str, epoch: int, starts: bool) -> bool:
             driver.opened.set()
-            first.result(WAIT_SECONDS)
+            first.result(TIMEOUT_SECONDS)
             return True
 
         monkeypatch.setattr(conductor, 'begin_job', answer_late)
@@ -410,12 +411,12 @@ def test_stopped_job_answers_its_call_cancelled(
     conductor.current = {'j1': 4}
     with futures.ThreadPoolExecutor(1) as pool:
         made = pool.submit(_call, compute, epoch=4)
-        assert driver.begun.wait(WAIT_SECONDS)
+        assert driver.begun.wait(TIMEOUT_SECONDS)
 
         assert not compute.stop_image(CTXT, 'j1', 3, 'cancelled')
         assert compute.stop_image(CTXT, 'j1', 4, 'cancelled', added_later=1)
 
-        assert made.result(WAIT_SECONDS) == model.ImageOutcome(
+        assert made.result(TIMEOUT_SECONDS) == model.ImageOutcome(
             'cancelled', 'the request was cancelled'
         )
     assert not compute.stop_image(CTXT, 'j1', 4, 'cancelled')
@@ -444,9 +445,9 @@ def test_stop_reason_decides_status_and_partial(
     conductor.current = {'j1': 1}
     with futures.ThreadPoolExecutor(1) as pool:
         made = pool.submit(_call, compute)
-        assert driver.begun.wait(WAIT_SECONDS)
+        assert driver.begun.wait(TIMEOUT_SECONDS)
         assert compute.stop_image(CTXT, 'j1', 1, why, keep_partial)
-        outcome = made.result(WAIT_SECONDS)
+        outcome = made.result(TIMEOUT_SECONDS)
 
     assert outcome is not None
     assert (outcome.status, outcome.retry) == (status, retry)
@@ -535,14 +536,14 @@ def test_unused_partial_of_image_discarded(driver: ScriptedDriver, conductor: Fa
     driver.opened.clear()
     with futures.ThreadPoolExecutor(1) as pool:
         made = pool.submit(_call, compute)
-        assert driver.begun.wait(WAIT_SECONDS)
+        assert driver.begun.wait(TIMEOUT_SECONDS)
 
         assert not compute.forget_image(CTXT, 'i1')
         assert driver.forgotten == []
         assert compute.forget_image(CTXT, 'i2', added_later=1)
 
         driver.opened.set()
-        made.result(WAIT_SECONDS)
+        made.result(TIMEOUT_SECONDS)
     assert compute.forget_image(CTXT, 'i1')
     assert driver.forgotten == ['i2', 'i1']
 
@@ -567,12 +568,12 @@ def test_transfer_logs_ids_of_first_call(driver: ScriptedDriver, conductor: Fake
 
     with futures.ThreadPoolExecutor() as pool:
         first = pool.submit(call, 'j1')
-        assert driver.begun.wait(WAIT_SECONDS)
+        assert driver.begun.wait(TIMEOUT_SECONDS)
         second = pool.submit(call, 'j2')
         conductor.wait_begun(2)
         driver.opened.set()
-        first.result(WAIT_SECONDS)
-        second.result(WAIT_SECONDS)
+        first.result(TIMEOUT_SECONDS)
+        second.result(TIMEOUT_SECONDS)
 
     assert ids == ['req-j1']
 
@@ -742,7 +743,7 @@ def test_image_in_transfer_not_removed(driver: ScriptedDriver, conductor: FakeRe
     compute = _manager(driver, conductor)
     with futures.ThreadPoolExecutor() as pool:
         call = pool.submit(_call, compute)
-        assert driver.begun.wait(WAIT_SECONDS)
+        assert driver.begun.wait(TIMEOUT_SECONDS)
         answer = compute.remove_image(CTXT, 'i1')
         driver.opened.set()
         assert call.result() is not None

@@ -11,7 +11,8 @@ import pytest
 from nova_precache import exception, model
 from nova_precache.compute import name, reporter, reports, transfers
 from nova_precache.transfer_control import Control
-from tests.unit.compute.conftest import NOW, WAIT_SECONDS, FakeReporter
+from tests.unit.compute.conftest import NOW, FakeReporter
+from tools.waiting import TIMEOUT_SECONDS
 
 LONGEST = 10.0
 NEWS = reporter.CacheNews([], ('gone',))
@@ -25,12 +26,12 @@ class Moving:
         self._note: model.ProgressCallback | None = None
         self._begun, self._ends = threading.Event(), threading.Event()
         pool.submit(running.run, 'j1', 3, 'i1', self._work)
-        assert self._begun.wait(WAIT_SECONDS)
+        assert self._begun.wait(TIMEOUT_SECONDS)
 
     def _work(self, note: model.ProgressCallback, control: Control) -> model.ImageOutcome:
         self._note = note
         self._begun.set()
-        assert self._ends.wait(WAIT_SECONDS)
+        assert self._ends.wait(TIMEOUT_SECONDS)
         return model.ImageOutcome('cached')
 
     def to(self, bytes_done: int) -> None:
@@ -99,7 +100,7 @@ def test_one_message_has_all_news(host: Host, moving: Moving, conductor: FakeRep
 
     [report] = host.after(7)
 
-    told.result(WAIT_SECONDS)
+    told.result(TIMEOUT_SECONDS)
     [progress] = report.progress
     assert (report.host, report.agent_id) == ('h1', 'agent-1')
     assert (report.state, report.images) == ({'host': 'h1'}, NEWS)
@@ -160,7 +161,7 @@ def test_lost_report_sent_again(host: Host, moving: Moving, conductor: FakeRepor
 
     [report] = host.after(2)
 
-    told.result(WAIT_SECONDS)
+    told.result(TIMEOUT_SECONDS)
     assert (report.state, report.images) == ({'free_bytes': 1}, NEWS)
     assert [each.progress.bytes_done for each in report.progress] == [5]
 
@@ -205,7 +206,7 @@ def test_unread_report_sent_again(host: Host, conductor: FakeReporter) -> None:
 
     [report] = host.after(1)
 
-    told.result(WAIT_SECONDS)
+    told.result(TIMEOUT_SECONDS)
     assert (report.state, report.images) == ({'free_bytes': 1}, NEWS)
     assert (report.now, report.seconds) == (conductor.now, 1)
 
@@ -248,7 +249,7 @@ def test_unreadable_progress_loses_no_news(
     progress.mend()
     host.after(1)
 
-    told.result(WAIT_SECONDS)
+    told.result(TIMEOUT_SECONDS)
     assert conductor.states[-1] == {'free_bytes': 1}
     assert [job_id for job_id, *_ in conductor.progress] == ['j1']
     assert conductor.images == [('h1', 'agent-1', NEWS)]
@@ -395,7 +396,7 @@ def test_rolled_back_conductor_gets_news_again(
         host.after(1)
 
     with pytest.raises(exception.CellUnreachable, match='no conductor has read the report'):
-        told.result(WAIT_SECONDS)
+        told.result(TIMEOUT_SECONDS)
     host.after(1)
     host.reports.report_images('h1', 'agent-1', NEWS)
 
@@ -478,4 +479,4 @@ def test_closed_reports_end_the_wait(host: Host, is_late: bool) -> None:
     close()
 
     with pytest.raises(exception.ShuttingDown):
-        told.result(WAIT_SECONDS)
+        told.result(TIMEOUT_SECONDS)

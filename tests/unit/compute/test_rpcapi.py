@@ -14,7 +14,8 @@ from nova_precache import conf as options, context, exception, model, rpc
 from nova_precache.compute import manager, name, rpcapi, transfers
 from nova_precache.image import fake as fake_images
 from tests.unit import odd
-from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver
+from tests.unit.compute.conftest import FakeReporter, ScriptedDriver
+from tools.waiting import TIMEOUT_SECONDS
 
 CTXT = context.admin_context()
 CALL = rpcapi.CacheImageCall('j1', 1, 'i1', 'http://glance', 'token-1')
@@ -80,8 +81,8 @@ def _api(transport: rpc.Transport, cap: str | None = None) -> rpcapi.ComputeAPI:
         transport,
         cap,
         connect_retries=0,
-        timeout_seconds=WAIT_SECONDS,
-        monitor_seconds=WAIT_SECONDS,
+        timeout_seconds=TIMEOUT_SECONDS,
+        monitor_seconds=TIMEOUT_SECONDS,
     )
 
 
@@ -112,11 +113,11 @@ def test_stop_ends_waiting_call(transport: rpc.Transport, served: ScriptedDriver
     api = _api(transport)
     with futures.ThreadPoolExecutor(1) as pool:
         made = pool.submit(api.cache_image, CTXT, 'h1', CALL)
-        assert served.begun.wait(WAIT_SECONDS)
+        assert served.begun.wait(TIMEOUT_SECONDS)
 
         assert api.stop_image(CTXT, 'h1', 'j1', 1, model.StopWhy.DEADLINE)
 
-        outcome = made.result(WAIT_SECONDS)
+        outcome = made.result(TIMEOUT_SECONDS)
     assert outcome == model.ImageOutcome('expired', 'the deadline of the request passed')
 
 
@@ -139,13 +140,13 @@ def test_rate_of_waiting_call_changed(transport: rpc.Transport, served: Scripted
     api = _api(transport)
     with futures.ThreadPoolExecutor(1) as pool:
         made = pool.submit(api.cache_image, CTXT, 'h1', CALL)
-        assert served.begun.wait(WAIT_SECONDS)
+        assert served.begun.wait(TIMEOUT_SECONDS)
 
         changed = api.change_image(CTXT, 'h1', 'j1', 1, model.OptionChange(1, 700, 3600.0))
         stale = api.change_image(CTXT, 'h1', 'j1', 0, model.OptionChange(2, 900))
 
         served.opened.set()
-        made.result(WAIT_SECONDS)
+        made.result(TIMEOUT_SECONDS)
     assert (changed, stale) == (True, False)
     assert served.controls[0].max_rate_bytes == 700
 

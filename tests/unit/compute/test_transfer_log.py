@@ -10,7 +10,8 @@ from nova_precache import context, exception, model, transfer_control
 from nova_precache.compute import manager, name, rpcapi, transfer_log, transfers
 from nova_precache.image import fake as fake_images
 from tests.service import wait_until
-from tests.unit.compute.conftest import WAIT_SECONDS, FakeReporter, ScriptedDriver
+from tests.unit.compute.conftest import FakeReporter, ScriptedDriver
+from tools.waiting import TIMEOUT_SECONDS
 
 CALL = rpcapi.CacheImageCall('j1', 1, 'i1', None, asked_by='r1, r2')
 CTXT = context.admin_context()
@@ -124,12 +125,12 @@ def test_repeated_call_adds_no_end(
     driver.opened.clear()
     with futures.ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(compute.cache_image, CTXT, 'j1', 1, 'i1', asked_by='r1')]
-        assert driver.begun.wait(WAIT_SECONDS)
+        assert driver.begun.wait(TIMEOUT_SECONDS)
         conductor.current = {'j1': 2}
         calls.append(pool.submit(compute.cache_image, CTXT, 'j1', 2, 'i1', asked_by='r1'))
         wait_until(lambda: compute._transfers.epochs('i1') == {'j1': 2}, 'the call has joined')
         driver.opened.set()
-        assert all(each.result(WAIT_SECONDS) for each in calls)
+        assert all(each.result(TIMEOUT_SECONDS) for each in calls)
 
     words = [text.partition(' on host h1) ')[2].partition(' ')[0] for _, text in _lines(caplog)]
     assert words == ['begins,', 'joins', 'ended']

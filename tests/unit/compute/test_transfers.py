@@ -11,8 +11,8 @@ import pytest
 from nova_precache import exception, model
 from nova_precache.compute import outcomes, transfers
 from nova_precache.transfer_control import Control
+from tools.waiting import TIMEOUT_SECONDS
 
-WAIT_SECONDS = 20
 CACHED = model.ImageOutcome('cached', bytes_done=9, bytes_total=9)
 EXISTING = model.ImageOutcome('existing')
 
@@ -47,10 +47,10 @@ class Held:
 
     def _wait(self, control: Control) -> None:
         if not self._heeds_stops:
-            assert self.opened.wait(WAIT_SECONDS)
+            assert self.opened.wait(TIMEOUT_SECONDS)
             return
         with control.on_stop(self.opened.set):
-            assert self.opened.wait(WAIT_SECONDS)
+            assert self.opened.wait(TIMEOUT_SECONDS)
         control.check()
 
 
@@ -73,7 +73,7 @@ def call(running: transfers.Transfers) -> Iterator[Call]:
             wanted = model.TransferOptions(**options)
             made = pool.submit(running.run, job_id, epoch, image_id, work, wanted)
             _wait_followed(running, job_id, epoch)
-            assert work.begun.wait(WAIT_SECONDS)
+            assert work.begun.wait(TIMEOUT_SECONDS)
             return made
 
         yield run
@@ -81,7 +81,7 @@ def call(running: transfers.Transfers) -> Iterator[Call]:
 
 def _wait_followed(running: transfers.Transfers, job_id: str, epoch: int) -> None:
     tick = threading.Event()
-    for _ in range(WAIT_SECONDS * 100):
+    for _ in range(TIMEOUT_SECONDS * 100):
         if any((f.job_id, f.epoch) == (job_id, epoch) for f in running.to_report()):
             return
         tick.wait(0.01)
@@ -113,7 +113,7 @@ def test_repeated_call_joins_under_newer_epoch(running: transfers.Transfers, cal
 
     assert _reported(running) == {('j1', 2)}
     work.opened.set()
-    assert (first.result(WAIT_SECONDS), second.result(WAIT_SECONDS)) == (CACHED, CACHED)
+    assert (first.result(TIMEOUT_SECONDS), second.result(TIMEOUT_SECONDS)) == (CACHED, CACHED)
     assert work.times == 1
 
 
@@ -124,7 +124,7 @@ def test_late_older_call_keeps_epoch(running: transfers.Transfers, call: Call) -
     with futures.ThreadPoolExecutor(1) as pool:
         late = pool.submit(running.run, 'j1', 3, 'i1', work)
         work.opened.set()
-        assert late.result(WAIT_SECONDS) == CACHED
+        assert late.result(TIMEOUT_SECONDS) == CACHED
 
 
 def test_other_job_for_image_joins(running: transfers.Transfers, call: Call) -> None:
@@ -134,7 +134,7 @@ def test_other_job_for_image_joins(running: transfers.Transfers, call: Call) -> 
     assert _reported(running) == {('j1', 1), ('j2', 5)}
 
     work.opened.set()
-    assert [each.result(WAIT_SECONDS) for each in made] == [CACHED, CACHED]
+    assert [each.result(TIMEOUT_SECONDS) for each in made] == [CACHED, CACHED]
     assert work.times == 1
     assert running.kept_outcome('j2') == CACHED
 
@@ -145,7 +145,7 @@ def test_two_images_are_two_transfers(running: transfers.Transfers, call: Call) 
     for work in works:
         work.opened.set()
 
-    assert [each.result(WAIT_SECONDS) for each in made] == [CACHED, EXISTING]
+    assert [each.result(TIMEOUT_SECONDS) for each in made] == [CACHED, EXISTING]
 
 
 def test_progress_reported_with_growing_sequence(running: transfers.Transfers, call: Call) -> None:
@@ -213,7 +213,7 @@ def test_joining_stalled_download_reports_it_again(
         assert len(running.to_report()) == 1
         joined.append(threading.Thread(target=running.run, args=('j2', 4, 'i1', work)))
         joined[0].start()
-        for _ in range(WAIT_SECONDS * 100):
+        for _ in range(TIMEOUT_SECONDS * 100):
             seen.extend((each.job_id, each.epoch) for each in running.to_report())
             if seen:
                 break
@@ -221,7 +221,7 @@ def test_joining_stalled_download_reports_it_again(
         return CACHED
 
     running.run('j1', 1, 'i1', work)
-    joined[0].join(WAIT_SECONDS)
+    joined[0].join(TIMEOUT_SECONDS)
 
     assert seen == [('j1', 1), ('j2', 4)]
 
@@ -269,7 +269,7 @@ def test_error_reaches_all_waiters_then_restarts(running: transfers.Transfers, c
 
     for each in made:
         with pytest.raises(SystemExit):
-            each.result(WAIT_SECONDS)
+            each.result(TIMEOUT_SECONDS)
     assert running.to_report() == []
     assert running.run('j1', 2, 'i1', _done(CACHED)) == CACHED
 
@@ -300,7 +300,7 @@ def test_stopping_compute_stops_transfers_without_attempt(
     running.stop()
 
     stopped = model.ImageOutcome('error', 'the compute is shutting down', model.Retry.LATER)
-    assert [each.result(WAIT_SECONDS) for each in made] == [stopped, stopped]
+    assert [each.result(TIMEOUT_SECONDS) for each in made] == [stopped, stopped]
     assert running.kept_outcome('j1') is None
 
 
@@ -330,7 +330,7 @@ def test_last_leaving_job_stops_transfer(running: transfers.Transfers, call: Cal
 
     assert running.leave('j1', 3, _cancelled())
 
-    assert made.result(WAIT_SECONDS) == model.ImageOutcome('cancelled', 'not wanted')
+    assert made.result(TIMEOUT_SECONDS) == model.ImageOutcome('cancelled', 'not wanted')
     assert running.kept_outcome('j1') is None, 'another request may want it by now'
 
 
@@ -342,7 +342,7 @@ def test_work_done_before_stop_counts(running: transfers.Transfers, call: Call) 
     assert not made.done()
     work.opened.set()
 
-    assert made.result(WAIT_SECONDS) == CACHED
+    assert made.result(TIMEOUT_SECONDS) == CACHED
 
 
 def test_job_leaving_others_returns_at_once(running: transfers.Transfers, call: Call) -> None:
@@ -351,11 +351,11 @@ def test_job_leaving_others_returns_at_once(running: transfers.Transfers, call: 
 
     assert running.leave('j1', 1, _cancelled())
 
-    assert first.result(WAIT_SECONDS) == model.ImageOutcome('cancelled', 'not wanted')
+    assert first.result(TIMEOUT_SECONDS) == model.ImageOutcome('cancelled', 'not wanted')
     assert _reported(running) == {('j2', 1)}
     assert not second.done()
     work.opened.set()
-    assert second.result(WAIT_SECONDS) == CACHED
+    assert second.result(TIMEOUT_SECONDS) == CACHED
     assert running.kept_outcome('j1') is None, 'another request may want it by now'
 
 
@@ -366,7 +366,7 @@ def test_last_of_leaving_jobs_stops_transfer(running: transfers.Transfers, call:
     assert running.leave('j1', 1, _cancelled())
     assert running.leave('j2', 1, exception.Paused('later'))
 
-    assert [each.result(WAIT_SECONDS).status for each in made] == ['cancelled', 'error']
+    assert [each.result(TIMEOUT_SECONDS).status for each in made] == ['cancelled', 'error']
     assert made[1].result().retry == model.Retry.LATER
     assert running.kept_outcome('j2') is None, 'it could not be gone on with'
 
@@ -379,7 +379,7 @@ def test_stop_of_older_call_ignored(running: transfers.Transfers, call: Call) ->
     assert _reported(running) == {('j1', 5)}
 
     assert running.leave('j1', 6, _cancelled())
-    assert made.result(WAIT_SECONDS).status == 'cancelled'
+    assert made.result(TIMEOUT_SECONDS).status == 'cancelled'
 
 
 def test_early_stop_blocks_only_its_call(running: transfers.Transfers, call: Call) -> None:
@@ -392,7 +392,7 @@ def test_early_stop_blocks_only_its_call(running: transfers.Transfers, call: Cal
     work = Held()
     made = call('j1', 4, work)
     work.opened.set()
-    assert made.result(WAIT_SECONDS) == CACHED
+    assert made.result(TIMEOUT_SECONDS) == CACHED
 
 
 def test_remembered_stops_are_bounded(running: transfers.Transfers, call: Call) -> None:
@@ -403,7 +403,7 @@ def test_remembered_stops_are_bounded(running: transfers.Transfers, call: Call) 
     made = call('j0', 1, work)
     work.opened.set()
 
-    assert made.result(WAIT_SECONDS) == CACHED
+    assert made.result(TIMEOUT_SECONDS) == CACHED
 
 
 def test_unknown_job_cannot_leave(running: transfers.Transfers, call: Call) -> None:
@@ -413,7 +413,7 @@ def test_unknown_job_cannot_leave(running: transfers.Transfers, call: Call) -> N
     assert not running.leave('j2', 9, _cancelled())
 
     work.opened.set()
-    assert made.result(WAIT_SECONDS) == CACHED
+    assert made.result(TIMEOUT_SECONDS) == CACHED
     assert not running.leave('j1', 9, _cancelled())
     assert running.kept_outcome('j1') == CACHED
 
@@ -428,10 +428,10 @@ def test_call_during_stop_gets_own_transfer(running: transfers.Transfers, call: 
     second = call('j2', 1, fresh)
     stopped.opened.set()
 
-    assert first.result(WAIT_SECONDS).status == 'cancelled'
+    assert first.result(TIMEOUT_SECONDS).status == 'cancelled'
     assert _reported(running) == {('j2', 1)}
     fresh.opened.set()
-    assert second.result(WAIT_SECONDS) == CACHED
+    assert second.result(TIMEOUT_SECONDS) == CACHED
 
 
 # Options
@@ -457,7 +457,7 @@ def test_transfer_lasts_until_latest_deadline(running: transfers.Transfers, call
     assert hasty.status == 'expired'
     assert _reported(running) == {('j1', 1)}
     work.opened.set()
-    assert patient.result(WAIT_SECONDS) == CACHED
+    assert patient.result(TIMEOUT_SECONDS) == CACHED
 
 
 def test_newer_call_replaces_deadline(running: transfers.Transfers, call: Call) -> None:
@@ -467,7 +467,7 @@ def test_newer_call_replaces_deadline(running: transfers.Transfers, call: Call) 
     second = running.run('j1', 2, 'i1', work, model.TransferOptions(deadline_seconds=0))
 
     assert second.status == 'expired'
-    assert first.result(WAIT_SECONDS) == second
+    assert first.result(TIMEOUT_SECONDS) == second
 
 
 def test_timer_ends_with_transfer(running: transfers.Transfers) -> None:
@@ -477,7 +477,7 @@ def test_timer_ends_with_transfer(running: transfers.Transfers) -> None:
 
     timers = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
     for timer in timers:
-        timer.join(WAIT_SECONDS)
+        timer.join(TIMEOUT_SECONDS)
     assert not any(timer.is_alive() for timer in timers)
 
 
@@ -528,7 +528,7 @@ def test_rate_changed_while_work_continues(running: transfers.Transfers, call: C
     assert work.control.max_rate_bytes is None
 
     work.opened.set()
-    assert made.result(WAIT_SECONDS) == CACHED
+    assert made.result(TIMEOUT_SECONDS) == CACHED
     assert work.times == 1
 
 
@@ -600,10 +600,10 @@ def test_removed_deadline_ends_nothing(running: transfers.Transfers, call: Call)
 
     assert running.change('j1', 1, _change(1))
 
-    timer.join(WAIT_SECONDS)
+    timer.join(TIMEOUT_SECONDS)
     assert not timer.is_alive()
     work.opened.set()
-    assert made.result(WAIT_SECONDS) == CACHED
+    assert made.result(TIMEOUT_SECONDS) == CACHED
 
 
 def test_earlier_deadline_ends_work(running: transfers.Transfers, call: Call) -> None:
@@ -611,4 +611,4 @@ def test_earlier_deadline_ends_work(running: transfers.Transfers, call: Call) ->
 
     assert running.change('j1', 1, _change(1, deadline_seconds=0))
 
-    assert made.result(WAIT_SECONDS).status == 'expired'
+    assert made.result(TIMEOUT_SECONDS).status == 'expired'

@@ -27,8 +27,8 @@ from nova_precache.db import host_recovery, jobs, outbox, request_actions as db_
 from nova_precache.image import fake
 from nova_precache.notifications import emitter, payloads
 from tests.unit.conftest import CACHED, DOWN_SECONDS, World
+from tools.waiting import TIMEOUT_SECONDS
 
-WAIT_SECONDS = 60
 REST_SECONDS = 10.0
 POLICY = retry.RetryPolicy(max_attempts=3, delay_seconds=10, max_delay_seconds=15)
 
@@ -95,7 +95,7 @@ class FakeCompute:
     def wait_told(self, count: int) -> None:
         """Wait until this many orders were sent."""
         with self._condition:
-            assert self._condition.wait_for(lambda: len(self.told) >= count, WAIT_SECONDS)
+            assert self._condition.wait_for(lambda: len(self.told) >= count, TIMEOUT_SECONDS)
 
     def script(self, host: str, image_id: str, *steps: Step) -> None:
         self._script[host, image_id] += steps
@@ -136,7 +136,7 @@ class FakeCompute:
     def wait_called(self, count: int) -> None:
         """Wait until this many calls have come in."""
         with self._condition:
-            assert self._condition.wait_for(lambda: len(self.calls) >= count, WAIT_SECONDS)
+            assert self._condition.wait_for(lambda: len(self.calls) >= count, TIMEOUT_SECONDS)
 
 
 class Announcements(emitter.RecordingEmitter):
@@ -168,7 +168,7 @@ class Announcements(emitter.RecordingEmitter):
         """Wait until this many of these events were sent."""
         with self._condition:
             came = self._condition.wait_for(
-                lambda: self.events().count(event) >= count, WAIT_SECONDS
+                lambda: self.events().count(event) >= count, TIMEOUT_SECONDS
             )
         assert came, self.events()
 
@@ -223,7 +223,7 @@ class Parts:
         self,
         conductor: str = 'c1',
         limit: int = 1,
-        stop_seconds: float = WAIT_SECONDS,
+        stop_seconds: float = TIMEOUT_SECONDS,
         count_takeover: Callable[[], None] = lambda: None,
     ) -> dispatcher.Dispatcher:
         return dispatcher.Dispatcher(

@@ -12,8 +12,9 @@ from nova_precache.conductor import announcer
 from nova_precache.db import outbox, requests
 from nova_precache.db.engine import models
 from nova_precache.notifications import emitter, payloads
-from tests.unit.conductor.conftest import WAIT_SECONDS, Announcements, Parts
+from tests.unit.conductor.conftest import Announcements, Parts
 from tests.unit.conftest import CACHED, LONG_AGO, PLANNER
+from tools.waiting import TIMEOUT_SECONDS
 
 PROGRESS = 'aggregate.cache_images.progress'
 OURS = 'image_precache.'
@@ -215,20 +216,20 @@ def test_blocked_broker_does_not_delay_stop(parts: Parts, monkeypatch: pytest.Mo
 
     def block(notification: payloads.Notification) -> None:
         reached.set()
-        assert released.wait(WAIT_SECONDS)
+        assert released.wait(TIMEOUT_SECONDS)
 
     request = _done(parts, 'h1')
     broker = Broker(block)
     running = _announcer(parts, broker)
     running.start()
-    assert reached.wait(WAIT_SECONDS)
+    assert reached.wait(TIMEOUT_SECONDS)
 
     running.stop()
 
     assert broker.emitted == []
     released.set()
     parts.world.wait(lambda: parts.world.to_announce(request) == ['h1', 'end'])
-    monkeypatch.setattr(announcer, 'STOP_SECONDS', WAIT_SECONDS)
+    monkeypatch.setattr(announcer, 'STOP_SECONDS', TIMEOUT_SECONDS)
     running.stop()
 
 

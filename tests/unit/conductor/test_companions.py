@@ -12,6 +12,7 @@ from nova_precache.db import requests
 from nova_precache.image import fake
 from tests.unit.conductor.conftest import Parts
 from tests.unit.conductor.test_nova_backend import FakeNova, nova
+from tools.waiting import TIMEOUT_SECONDS
 
 __all__ = ['nova']
 
@@ -137,7 +138,7 @@ class Counting(fake.FakeImageService):
 
     def show(self, image_id: str) -> model.Image:
         self.shown.append(image_id)
-        assert self.may_answer.wait(30)
+        assert self.may_answer.wait(TIMEOUT_SECONDS)
         return super().show(image_id)
 
 

@@ -14,8 +14,9 @@ from nova_precache.compute import rpcapi
 from nova_precache.conductor import dispatcher
 from nova_precache.db import jobs, requests
 from tests.service import wait_until
-from tests.unit.conductor.conftest import REST_SECONDS, WAIT_SECONDS, Parts
+from tests.unit.conductor.conftest import REST_SECONDS, Parts
 from tests.unit.conftest import CACHED
+from tools.waiting import TIMEOUT_SECONDS
 
 
 class Running:
@@ -27,7 +28,7 @@ class Running:
         self._started: list[dispatcher.Dispatcher] = []
 
     def start(
-        self, conductor: str = 'c1', limit: int = 1, stop_seconds: float = WAIT_SECONDS
+        self, conductor: str = 'c1', limit: int = 1, stop_seconds: float = TIMEOUT_SECONDS
     ) -> dispatcher.Dispatcher:
         made = self._parts.dispatcher(conductor, limit, stop_seconds)
         made.start()
@@ -38,7 +39,7 @@ class Running:
         for each in self._started:
             each.stop()
         for thread in set(threading.enumerate()) - self._others:
-            thread.join(WAIT_SECONDS)
+            thread.join(TIMEOUT_SECONDS)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ class Crowd:
             self.most = max(self.most, len(self._working))
             self.most_on_a_host = max(self.most_on_a_host, self._working.count(host))
             self._condition.notify_all()
-            assert self._condition.wait_for(lambda: self.most >= self._full, WAIT_SECONDS)
+            assert self._condition.wait_for(lambda: self.most >= self._full, TIMEOUT_SECONDS)
         outcome = self._answer(host, call)
         with self._condition:
             self._working.remove(host)
@@ -86,7 +87,7 @@ class Gate:
     def step(self, host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome | None:
         outcome = self._answer(host, call)
         self.begun.set()
-        assert self.opened.wait(WAIT_SECONDS)
+        assert self.opened.wait(TIMEOUT_SECONDS)
         return outcome
 
 
@@ -165,7 +166,7 @@ def test_urgent_host_called_between_images(
         parts.compute.script(host, 'i1', gate.step)
     for conductor in conductors:
         running.start(conductor, limit=2)
-    assert all(gate.begun.wait(WAIT_SECONDS) for gate in gates.values())
+    assert all(gate.begun.wait(TIMEOUT_SECONDS) for gate in gates.values())
     urgent = _ask(parts, ['u1'], images[:1], priority=5)
     parts.world.wait(lambda: parts.world.status(urgent) == 'planned')
 
@@ -230,7 +231,7 @@ def test_stopping_conductor_releases_busy_host(parts: Parts, running: Running) -
     gate = Gate(parts)
     parts.compute.script('h1', 'i1', gate.step)
     stopping = running.start('c1', stop_seconds=0)
-    assert gate.begun.wait(WAIT_SECONDS)
+    assert gate.begun.wait(TIMEOUT_SECONDS)
 
     stopping.stop()
 
@@ -247,12 +248,12 @@ def test_stopping_conductor_waits_for_its_calls(parts: Parts, running: Running) 
     gate = Gate(parts)
     parts.compute.script('h1', 'i1', gate.step)
     stopping = running.start()
-    assert gate.begun.wait(WAIT_SECONDS)
+    assert gate.begun.wait(TIMEOUT_SECONDS)
     stopped = threading.Thread(target=stopping.stop)
 
     stopped.start()
     gate.opened.set()
-    stopped.join(WAIT_SECONDS)
+    stopped.join(TIMEOUT_SECONDS)
 
     assert not stopped.is_alive()
     assert parts.world.claimed() == 0
@@ -316,7 +317,7 @@ def test_departed_host_skipped_unless_transferring(
     request = _ask(parts, ['h1', 'h2', 'h3'], images[:1])
     parts.compute.script('h1', images[0], gate.step)
     running.start()
-    assert gate.begun.wait(WAIT_SECONDS)
+    assert gate.begun.wait(TIMEOUT_SECONDS)
 
     for host in ('h1', 'h2'):
         parts.world.inventory.remove_host(request.aggregate_id, host)
@@ -372,7 +373,7 @@ def test_dead_cell_gets_one_probe(parts: Parts, running: Running) -> None:
     parts.world.wait(lambda: parts.world.jobs.claimed_hosts() == [])
 
     parts.now[0] += REST_SECONDS + 1
-    assert gate.begun.wait(WAIT_SECONDS)
+    assert gate.begun.wait(TIMEOUT_SECONDS)
     assert parts.world.jobs.claimed_hosts() == ['d1']
 
     gate.opened.set()
@@ -429,7 +430,7 @@ def test_cell_outage_counts_one_attempt(parts: Parts, running: Running) -> None:
     together = threading.Barrier(4)
 
     def die(host: str, call: rpcapi.CacheImageCall) -> model.ImageOutcome:
-        together.wait(WAIT_SECONDS)
+        together.wait(TIMEOUT_SECONDS)
         raise exception.CellUnreachable('the broker is away')
 
     for host in hosts[:4]:
@@ -449,14 +450,14 @@ def test_image_service_outage_blocks_no_claim(
 
     def show(image_id: str) -> model.Image:
         asked.set()
-        answered.wait(WAIT_SECONDS)
+        answered.wait(TIMEOUT_SECONDS)
         raise exception.ImageServiceUnavailable('no answer')
 
     monkeypatch.setattr(parts.images, 'show', show)
     stuck = _ask(parts, ['h1'], images)
 
     running.start()
-    assert asked.wait(WAIT_SECONDS)
+    assert asked.wait(TIMEOUT_SECONDS)
     parts.announced.wait('end')
 
     assert parts.world.status(ready) == 'completed'
@@ -488,7 +489,7 @@ def test_planner_and_calls_share_stop_timeout(
 
     def show(image_id: str) -> model.Image:
         asked.set()
-        answered.wait(WAIT_SECONDS)
+        answered.wait(TIMEOUT_SECONDS)
         raise exception.ImageServiceUnavailable('no answer')
 
     monkeypatch.setattr(parts.images, 'show', show)
@@ -500,13 +501,13 @@ def test_planner_and_calls_share_stop_timeout(
     )
     made = parts.dispatcher('c1', 1, 0.2)
     made.start()
-    assert asked.wait(WAIT_SECONDS)
+    assert asked.wait(TIMEOUT_SECONDS)
 
     made.stop()
 
     assert waited == [0]  # the planner had it all
     answered.set()
-    made._planner.join(WAIT_SECONDS)
+    made._planner.join(TIMEOUT_SECONDS)
 
 
 def test_many_hosts_log_few_lines(

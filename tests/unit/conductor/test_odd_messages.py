@@ -15,8 +15,8 @@ from nova_precache.db import caches, jobs
 from tests.unit import odd
 from tests.unit.conductor.test_manager import CTXT, IMAGE, STATE
 from tests.unit.conftest import World
+from tools.waiting import TIMEOUT_SECONDS
 
-WAIT_SECONDS = 20
 PROGRESS: model.Json = {'status': 'downloading', 'bytes_done': 40, 'bytes_total': 100}
 
 
@@ -228,7 +228,7 @@ def test_odd_cast_logs_no_traceback(
     reports: report_buffer.ReportBuffer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    served.call(CTXT, 'register', '1.0', timeout_seconds=WAIT_SECONDS, state=STATE)
+    served.call(CTXT, 'register', '1.0', timeout_seconds=TIMEOUT_SECONDS, state=STATE)
     world.dead('h1')
     casts: list[tuple[str, dict[str, Any]]] = [
         ('report_state', {}),
@@ -250,7 +250,7 @@ def test_odd_cast_logs_no_traceback(
     for method, arguments in casts:
         if _is_json(arguments):
             served.cast(CTXT, method, '1.0', **arguments)
-    answered = served.call(CTXT, 'work_done', '1.0', timeout_seconds=WAIT_SECONDS)
+    answered = served.call(CTXT, 'work_done', '1.0', timeout_seconds=TIMEOUT_SECONDS)
 
     assert answered == 'done'
     world.wait(lambda: reports.write_states() is None and world.agents.down(['h1']) == {})
@@ -266,7 +266,7 @@ def _is_json(arguments: object) -> bool:
 
 def test_refusal_arrives_as_refusal(served: rpc.Client) -> None:
     with pytest.raises(exception.InvalidInput, match=r'state\.host'):
-        served.call(CTXT, 'register', '1.0', timeout_seconds=WAIT_SECONDS, state={'host': 'a b'})
+        served.call(CTXT, 'register', '1.0', timeout_seconds=TIMEOUT_SECONDS, state={'host': 'a b'})
 
 
 # Limits

@@ -17,7 +17,8 @@ from nova_precache.conductor import pin_loop, pins as keeping, tracker
 from nova_precache.db import agents, caches, pins, requests
 from nova_precache.db.engine import models, session
 from tests.unit.conductor.conftest import POLICY, Parts
-from tests.unit.conftest import BROKEN, LONG_AGO, WAIT_SECONDS
+from tests.unit.conftest import BROKEN, LONG_AGO
+from tools.waiting import TIMEOUT_SECONDS
 
 SLOTS = 4
 RULES = keeping.PinRules(interval_seconds=60, slots=SLOTS, minimum_age_seconds=24 * 3600)
@@ -901,7 +902,7 @@ def test_failing_run_does_not_stop_loop(
 
     monkeypatch.setattr(fleet.pins, 'due', fails)
     loop = start()
-    assert failed.wait(WAIT_SECONDS)
+    assert failed.wait(TIMEOUT_SECONDS)
     fleet.parts.now[0] += 61
     loop.wake()
 

@@ -14,7 +14,8 @@ from nova_precache.conductor import report_buffer, rpcapi
 from nova_precache.db import caches, jobs
 from nova_precache.db.engine import models, session as db_session
 from tests.clock import Clock
-from tests.unit.conftest import LONG_AGO, WAIT_SECONDS, World
+from tests.unit.conftest import LONG_AGO, World
+from tools.waiting import TIMEOUT_SECONDS
 
 
 @pytest.fixture
@@ -500,7 +501,7 @@ def test_later_report_follows_running_write(
     def write_slowly(store: caches.Caches, told: Iterable[caches.Report]) -> None:
         some = list(told)
         writing.set()
-        assert may_write.wait(WAIT_SECONDS)
+        assert may_write.wait(TIMEOUT_SECONDS)
         written.append([image.name for report in some for image in report.images])
         record(store, some)
 
@@ -508,13 +509,13 @@ def test_later_report_follows_running_write(
     reports.add_images('agent-h1', _told('h1', 'a'))
     first = threading.Thread(target=reports.write_images)
     first.start()
-    assert writing.wait(WAIT_SECONDS)
+    assert writing.wait(TIMEOUT_SECONDS)
     reports.add_images('agent-h1', _told('h1', 'b'))
     second = threading.Thread(target=reports.write_images)
     second.start()
     may_write.set()
     for thread in (first, second):
-        thread.join(WAIT_SECONDS)
+        thread.join(TIMEOUT_SECONDS)
 
     assert written == [['a'], ['b']]
     assert _names(world, 'h1') == ['b']
@@ -530,7 +531,7 @@ def test_full_buffer_waits_for_no_write(
 
     def write_slowly(store: caches.Caches, told: Iterable[caches.Report]) -> None:
         writing.set()
-        assert may_write.wait(WAIT_SECONDS)
+        assert may_write.wait(TIMEOUT_SECONDS)
         record(store, told)
 
     monkeypatch.setattr(caches.Caches, 'record', write_slowly)
@@ -541,13 +542,13 @@ def test_full_buffer_waits_for_no_write(
         for name in 'ab'
     ]
     adding[0].start()
-    assert writing.wait(WAIT_SECONDS)
+    assert writing.wait(TIMEOUT_SECONDS)
     adding[1].start()
-    adding[1].join(WAIT_SECONDS)
+    adding[1].join(TIMEOUT_SECONDS)
     is_late = adding[1].is_alive()
     may_write.set()
     for thread in adding:
-        thread.join(WAIT_SECONDS)
+        thread.join(TIMEOUT_SECONDS)
 
     assert not is_late, 'it waited for the write'
     reports.write_images()

@@ -13,9 +13,9 @@ import pytest
 from nova_precache import conf as options, context, exception, model, rpc
 from nova_precache.compute import reporter, transfers
 from nova_precache.conductor import rpcapi
+from tools.waiting import TIMEOUT_SECONDS
 
 CTXT = context.admin_context()
-WAIT_SECONDS = 20
 
 
 class Broker:
@@ -39,7 +39,7 @@ class Broker:
     def cast(self, ctxt: context.RequestContext, method: str, version: str) -> None:
         self.casts += 1
         try:
-            assert self.answers.wait(WAIT_SECONDS)
+            assert self.answers.wait(TIMEOUT_SECONDS)
             if self.error is not None:
                 raise self.error
         finally:
@@ -53,7 +53,7 @@ def broker() -> Broker:
 
 @pytest.fixture
 def api(broker: Any, monkeypatch: pytest.MonkeyPatch) -> rpcapi.ConductorAPI:
-    monkeypatch.setattr(rpcapi, 'WAKE_SECONDS', WAIT_SECONDS)
+    monkeypatch.setattr(rpcapi, 'WAKE_SECONDS', TIMEOUT_SECONDS)
     monkeypatch.setattr(rpc, 'Client', broker.client)
     return rpcapi.ConductorAPI(broker)
 
@@ -84,7 +84,7 @@ def test_silent_broker_gets_one_unawaited_cast(
 
     assert broker.casts == 1
     broker.answers.set()
-    assert broker.done.acquire(timeout=WAIT_SECONDS)
+    assert broker.done.acquire(timeout=TIMEOUT_SECONDS)
 
 
 # Reports of a compute
@@ -139,7 +139,7 @@ def conductor(transport: rpc.Transport) -> Iterator[Conductor]:
 
 
 def _reporter(transport: rpc.Transport, cap: str | None = None) -> rpcapi.ConductorReporter:
-    return rpcapi.ConductorReporter(transport, cap, WAIT_SECONDS)
+    return rpcapi.ConductorReporter(transport, cap, TIMEOUT_SECONDS)
 
 
 TOUCHED = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901)  # noqa: DTZ001 - in UTC
@@ -155,7 +155,7 @@ NEWS = reporter.CacheNews(
 def test_cache_report_is_plain_data(transport: rpc.Transport, conductor: Conductor) -> None:
     _reporter(transport).report_images('h1', 'agent-1', NEWS)
 
-    assert conductor.told.get(timeout=WAIT_SECONDS) == {
+    assert conductor.told.get(timeout=TIMEOUT_SECONDS) == {
         'host': 'h1',
         'agent_id': 'agent-1',
         'images': [
@@ -183,7 +183,7 @@ def test_older_conductor_gets_progress_without_cache(
     old.report_images('h1', 'agent-1', NEWS)
     old.report_progress('j1', 1, 2, progress)
 
-    told = conductor.told.get(timeout=WAIT_SECONDS)
+    told = conductor.told.get(timeout=TIMEOUT_SECONDS)
     assert told['progress'] == {
         'status': 'downloading', 'bytes_done': 4, 'bytes_total': 9, 'rate_bytes': 3,
     }  # fmt: skip
@@ -196,7 +196,7 @@ def test_token_request_names_its_job(
 ) -> None:
     assert _reporter(transport, cap).get_token('j1', 3) == 'a-token'
 
-    assert conductor.told.get(timeout=WAIT_SECONDS) == {'job_id': 'j1', 'epoch': 3}
+    assert conductor.told.get(timeout=TIMEOUT_SECONDS) == {'job_id': 'j1', 'epoch': 3}
 
 
 def test_token_refusal_reason_reaches_compute(
@@ -213,7 +213,7 @@ def test_token_refusal_reason_reaches_compute(
 def test_goodbye_names_boot(transport: rpc.Transport, conductor: Conductor) -> None:
     _reporter(transport).goodbye('h1', 'agent-1', 'boot-1')
 
-    told = conductor.told.get(timeout=WAIT_SECONDS)
+    told = conductor.told.get(timeout=TIMEOUT_SECONDS)
     assert told == {'host': 'h1', 'agent_id': 'agent-1', 'boot_id': 'boot-1'}
 
 
@@ -249,7 +249,7 @@ def test_older_conductors_asked_before_full_report(
         reports.report_images('h1', 'agent-1', news)
     server.stop()
 
-    assert old.told.get(timeout=WAIT_SECONDS) == {'ping': True}
+    assert old.told.get(timeout=TIMEOUT_SECONDS) == {'ping': True}
     assert old.told.empty()
 
 
@@ -262,7 +262,7 @@ def test_upgraded_conductors_get_next_full_report(
     reports.report_images('h1', 'agent-1', NEWS)
     reports.report_images('h1', 'agent-1', reporter.CacheNews(NEWS.images, full=True))
 
-    assert conductor.told.get(timeout=WAIT_SECONDS)['after'] is None
+    assert conductor.told.get(timeout=TIMEOUT_SECONDS)['after'] is None
     assert conductor.told.empty()
 
 
@@ -433,12 +433,12 @@ def test_odd_token_dropped_and_hidden(monkeypatch: pytest.MonkeyPatch, answer: A
 
 
 def test_begin_and_progress_name_agent(transport: rpc.Transport, conductor: Conductor) -> None:
-    reports = rpcapi.ConductorReporter(transport, '1.0', WAIT_SECONDS, agent_id='agent-1')
+    reports = rpcapi.ConductorReporter(transport, '1.0', TIMEOUT_SECONDS, agent_id='agent-1')
 
     assert reports.begin_job('j1', 3, True)
     reports.report_progress('j1', 3, 1, model.Progress(model.TaskStatus.DOWNLOADING, 4))
 
-    begun, progress = (conductor.told.get(timeout=WAIT_SECONDS) for _ in range(2))
+    begun, progress = (conductor.told.get(timeout=TIMEOUT_SECONDS) for _ in range(2))
     assert begun == {'job_id': 'j1', 'epoch': 3, 'starts': True, 'agent_id': 'agent-1'}
     assert progress['agent_id'] == 'agent-1'
 
@@ -448,7 +448,7 @@ def test_job_confirmed_or_refused_with_reason(
 ) -> None:
     reports = _reporter(transport)
     reports.confirm_job('j1', 3)
-    assert conductor.told.get(timeout=WAIT_SECONDS) == {'job_id': 'j1', 'epoch': 3}
+    assert conductor.told.get(timeout=TIMEOUT_SECONDS) == {'job_id': 'j1', 'epoch': 3}
 
     conductor.refusal = exception.ImageGone('Image i1 is not visible to project p1')
     with pytest.raises(exception.ImageGone, match=r'^Image i1 is not visible to project p1$'):
@@ -475,7 +475,7 @@ def test_probe_reaches_all_releases(transport: rpc.Transport) -> None:
 
     transport.probe_in_background(rpcapi.TOPIC)
 
-    assert old.told.get(timeout=WAIT_SECONDS) == {'ping': True}
+    assert old.told.get(timeout=TIMEOUT_SECONDS) == {'ping': True}
     server.stop()
 
 

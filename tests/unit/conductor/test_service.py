@@ -14,9 +14,9 @@ from nova_precache.cells import models as cell_models, transports
 from nova_precache.conductor import rpcapi, service
 from tests.service import wait_until
 from tests.unit.conftest import World
+from tools.waiting import TIMEOUT_SECONDS
 
 CTXT = context.admin_context()
-WAIT_SECONDS = 20
 
 
 class Endpoint(rpc.Endpoint):
@@ -98,7 +98,7 @@ def test_cell_with_new_url_served_there(
 
 def _is_retired(transport: rpc.Transport) -> bool:
     try:
-        transport.send(context.admin_context(), 'ping 1.0', WAIT_SECONDS, lambda: None)
+        transport.send(context.admin_context(), 'ping 1.0', TIMEOUT_SECONDS, lambda: None)
     except exception.PrecacheError:
         return True
     return False
@@ -110,7 +110,7 @@ def test_blocked_broker_not_waited_for(
     lets_go, is_left = threading.Event(), threading.Event()
 
     def stop(served: object) -> None:
-        lets_go.wait(WAIT_SECONDS)
+        lets_go.wait(TIMEOUT_SECONDS)
         is_left.set()
 
     monkeypatch.setattr(service._Served, 'stop', stop)
@@ -121,7 +121,7 @@ def test_blocked_broker_not_waited_for(
 
     assert not is_left.is_set()
     lets_go.set()
-    assert is_left.wait(WAIT_SECONDS)
+    assert is_left.wait(TIMEOUT_SECONDS)
 
 
 def test_cell_unserved_while_disabled(

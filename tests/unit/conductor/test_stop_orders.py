@@ -14,8 +14,9 @@ from nova_precache import exception, model
 from nova_precache.conductor import stop_orders
 from nova_precache.db import jobs
 from tests.service import wait_until
-from tests.unit.conductor.conftest import REST_SECONDS, WAIT_SECONDS, Parts, Told
+from tests.unit.conductor.conftest import REST_SECONDS, Parts, Told
 from tests.unit.conftest import CACHED
+from tools.waiting import TIMEOUT_SECONDS
 
 FAR_AHEAD = datetime.datetime(2100, 1, 1)  # noqa: DTZ001 - as the database keeps it
 
@@ -121,7 +122,7 @@ def test_nothing_to_stop_sends_nothing(parts: Parts, tell: stop_orders.StopOrder
 def test_order_not_repeated_too_soon(parts: Parts, tell: stop_orders.StopOrders) -> None:
     _cancelled(parts)
     answered = threading.Event()
-    parts.compute.answer['h1'] = lambda: answered.wait(WAIT_SECONDS)
+    parts.compute.answer['h1'] = lambda: answered.wait(TIMEOUT_SECONDS)
     tell.stop_transfers()
     parts.compute.wait_told(1)
 
@@ -142,7 +143,7 @@ def test_unresponsive_host_delays_no_other(parts: Parts, tell: stop_orders.StopO
         _cancelled(parts, host)
     answered = threading.Event()
     for host in hosts[:-1]:
-        parts.compute.answer[host] = lambda: answered.wait(WAIT_SECONDS)
+        parts.compute.answer[host] = lambda: answered.wait(TIMEOUT_SECONDS)
 
     tell.stop_transfers()
     parts.compute.wait_told(len(hosts))

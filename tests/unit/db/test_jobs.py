@@ -15,6 +15,7 @@ from nova_precache.db import jobs
 from nova_precache.db.engine import models, session
 from nova_precache.db.job import claim as job_claim, outcome as job_outcome
 from tests.unit.conftest import BROKEN, CACHED, LONG_AGO, PLANNER, World
+from tools.waiting import TIMEOUT_SECONDS
 
 
 def _claim(world: World, conductor: str = 'c1', limit: int = 100) -> job_claim.Claim:
@@ -743,7 +744,7 @@ class _Watch:
 
 def _conduct(world: World, conductor: str, watch: _Watch, together: threading.Barrier) -> None:
     """Work as a conductor until nothing is in flight."""
-    together.wait(10)
+    together.wait(TIMEOUT_SECONDS)
     while world.depth():
         claim = world.claim(conductor, LIMIT)
         if claim is None:
@@ -793,7 +794,7 @@ def test_racing_conductors_take_over_host_once(world: World) -> None:
     together = threading.Barrier(4)
 
     def take_all(conductor: str) -> list[str]:
-        together.wait(10)
+        together.wait(TIMEOUT_SECONDS)
         return [claim.host for claim in world.jobs.take_over(conductor)]
 
     with futures.ThreadPoolExecutor(4) as pool:
@@ -815,7 +816,7 @@ def test_concurrent_plans_share_jobs(world: World) -> None:
     together = threading.Barrier(2)
 
     def plan(request: model.CacheRequest) -> bool:
-        together.wait(10)
+        together.wait(TIMEOUT_SECONDS)
         return all(world.plan(request, hosts[at : at + 5]) for at in range(0, 50, 5))
 
     with futures.ThreadPoolExecutor(2) as pool:
@@ -831,11 +832,11 @@ def test_plan_joining_abandoned_jobs_loses_none(world: World) -> None:
     together = threading.Barrier(2)
 
     def give_up(request: model.CacheRequest) -> None:
-        together.wait(10)
+        together.wait(TIMEOUT_SECONDS)
         world.jobs.skip_waiting(request.id, hosts, 'hosts left')
 
     def join(request: model.CacheRequest) -> bool:
-        together.wait(10)
+        together.wait(TIMEOUT_SECONDS)
         return world.plan(request, hosts)
 
     for number in range(8):

@@ -16,6 +16,7 @@ from nova_precache.db import jobs as db_jobs, pages, requests
 from nova_precache.db.engine import models
 from nova_precache.db.request import completion, plan as request_plan, queries
 from tests.unit.conftest import BROKEN, CACHED, LIMITS, LONG_AGO, PLANNER, World
+from tools.waiting import TIMEOUT_SECONDS
 
 WRITE_SECONDS = 5.0
 EAST = datetime.timezone(datetime.timedelta(hours=2))
@@ -164,7 +165,7 @@ def test_concurrent_repeated_request_saved_once(world: World) -> None:
     together = threading.Barrier(6)
 
     def ask(number: int) -> str:
-        together.wait(10)
+        together.wait(TIMEOUT_SECONDS)
         return world.accept(['h1'], ['i1'], client_request_id='mine').id
 
     with futures.ThreadPoolExecutor(6) as pool:

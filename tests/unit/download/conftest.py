@@ -21,8 +21,8 @@ from nova_precache import exception, model, transfer_control
 from nova_precache.download import engine, retry, source
 from nova_precache.image import fake, glance, service
 from tests.service import wait_until
+from tools.waiting import TIMEOUT_SECONDS
 
-WAIT_SECONDS = 20
 IMAGE_ID = 'b6a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1'
 DATA = hashlib.sha512(b'seed').digest() * 65536  # 4 MiB
 
@@ -63,7 +63,7 @@ class FileTarget:
         self.writers.add(threading.current_thread().name)
         if self.stop_at is not None and offset_bytes + length > self.stop_at:
             self._waits.set()
-            assert self._goes_on.wait(WAIT_SECONDS)
+            assert self._goes_on.wait(TIMEOUT_SECONDS)
         if self.raises is not None:
             raise self.raises
         if self.refuse_at is not None and offset_bytes + length > self.refuse_at:
@@ -76,7 +76,7 @@ class FileTarget:
         self.written.append((offset_bytes, length))
 
     def wait_until_stopped(self) -> None:
-        assert self._waits.wait(WAIT_SECONDS)
+        assert self._waits.wait(TIMEOUT_SECONDS)
 
     def go_on(self) -> None:
         self._goes_on.set()
@@ -165,7 +165,7 @@ class Running:
 
     def failure(self) -> BaseException | None:
         """Wait for its end, and return its error."""
-        self._thread.join(WAIT_SECONDS)
+        self._thread.join(TIMEOUT_SECONDS)
         assert not self._thread.is_alive(), 'the download goes on'
         return self.error
 
@@ -200,14 +200,14 @@ class Link:
 
     def images(self, **with_token: Any) -> glance.GlanceImageService:
         settings = glance.GlanceSettings(
-            connect_timeout_seconds=WAIT_SECONDS, read_timeout_seconds=3 * WAIT_SECONDS
+            connect_timeout_seconds=TIMEOUT_SECONDS, read_timeout_seconds=3 * TIMEOUT_SECONDS
         )
         with_token.setdefault('token', None)
         return glance.GlanceImageService.with_token(settings, endpoint=self.url, **with_token)
 
     def wait_closed(self, count: int = 1) -> None:
         """Wait until the client has closed this many of the connections that fell silent."""
-        wait_until(lambda: self.closed >= count, 'the connection is closed', WAIT_SECONDS)
+        wait_until(lambda: self.closed >= count, 'the connection is closed', TIMEOUT_SECONDS)
 
 
 class LinkHandler(http.server.BaseHTTPRequestHandler):
@@ -253,7 +253,7 @@ class LinkHandler(http.server.BaseHTTPRequestHandler):
             return
         if link.silent_at == -1:
             link.has_fallen_silent.set()
-            assert link.late.wait(WAIT_SECONDS)
+            assert link.late.wait(TIMEOUT_SECONDS)
             link.silent_at = None
         start = int(re.fullmatch(r'bytes=(\d+)-', asked)[1]) if asked else 0  # type: ignore[index]
         self.send_response(206 if asked else 200)
@@ -271,7 +271,7 @@ class LinkHandler(http.server.BaseHTTPRequestHandler):
 
     def _be_silent(self, link: Link) -> None:
         link.has_fallen_silent.set()
-        self.connection.settimeout(3 * WAIT_SECONDS)
+        self.connection.settimeout(3 * TIMEOUT_SECONDS)
         with contextlib.suppress(ConnectionResetError):
             assert self.connection.recv(1) == b''
         link.closed += 1

@@ -14,6 +14,7 @@ from nova_precache.download import pipeline, rate_limit
 from nova_precache.image import glance, service
 from tests.service import wait_until
 from tests.unit.download.conftest import DATA, Attempt, Link, MakeTarget, Running, image_of
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 CANCELLED = exception.Cancelled('nobody wants it')
@@ -111,7 +112,7 @@ def test_longer_image_not_resumed(link: Link, make_target: MakeTarget) -> None:
 def test_cancel_ends_silent_download(link: Link, attempt: Attempt, silent_at: int) -> None:
     link.silent_at = silent_at
     running = Running(lambda: attempt.run(link.images(), link.image, opens=1))
-    assert link.has_fallen_silent.wait(20)
+    assert link.has_fallen_silent.wait(TIMEOUT_SECONDS)
     attempt.control.stop(CANCELLED)
     assert running.failure() is CANCELLED
     link.wait_closed()
@@ -137,7 +138,7 @@ def test_pause_of_silent_download_keeps_partial(
 def test_cancel_ends_wait_for_answer(link: Link, attempt: Attempt) -> None:
     link.silent_at = -1
     running = Running(lambda: attempt.run(link.images(), link.image))
-    assert link.has_fallen_silent.wait(20)
+    assert link.has_fallen_silent.wait(TIMEOUT_SECONDS)
     attempt.control.stop(CANCELLED)
     assert running.failure() is CANCELLED
     assert attempt.target.log == []

@@ -10,6 +10,7 @@ import pytest
 
 from nova_precache import exception, transfer_control
 from nova_precache.download import rate_limit
+from tools.waiting import TIMEOUT_SECONDS
 
 KILO, MEGA, GIGA = 1000, 1000**2, 1000**3
 SECONDS = 10
@@ -41,7 +42,7 @@ class SimulatedTime:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(TIMEOUT_SECONDS)
             assert not thread.is_alive()
 
     def _run(self, work: Callable[[], None]) -> None:
@@ -384,13 +385,13 @@ class Holder:
         try:
             with self._host.slot(self._control):
                 self.is_in.set()
-                self._leave.wait(60)
+                self._leave.wait(TIMEOUT_SECONDS)
         except exception.CacheError as exc:
             self.error = exc
 
     def leave(self) -> None:
         self._leave.set()
-        self._thread.join(20)
+        self._thread.join(TIMEOUT_SECONDS)
         assert not self._thread.is_alive()
 
 
@@ -400,7 +401,7 @@ def _in_line(host: rate_limit.HostRateLimit, *all_reins: transfer_control.Contro
     for reins in all_reins:
         queued = _queued(reins)
         holders.append(Holder(host, reins))
-        assert queued.wait(20)
+        assert queued.wait(TIMEOUT_SECONDS)
     return holders
 
 
@@ -420,10 +421,10 @@ def test_downloads_get_slots_in_order() -> None:
     host = rate_limit.HostRateLimit(max_parallel=1)
     with host.slot(transfer_control.Control()):
         first, second = _in_line(host, transfer_control.Control(), transfer_control.Control())
-    assert first.is_in.wait(20)
+    assert first.is_in.wait(TIMEOUT_SECONDS)
     assert not second.is_in.is_set()
     first.leave()
-    assert second.is_in.wait(20)
+    assert second.is_in.wait(TIMEOUT_SECONDS)
     second.leave()
     with host.slot(transfer_control.Control()):
         pass  # nothing is left in the queue
@@ -434,7 +435,7 @@ def test_parallel_downloads_are_bounded() -> None:
     with host.slot(transfer_control.Control()), host.slot(transfer_control.Control()):
         (third,) = _in_line(host, transfer_control.Control())
         assert not third.is_in.is_set()
-    assert third.is_in.wait(20)
+    assert third.is_in.wait(TIMEOUT_SECONDS)
     third.leave()
 
 
@@ -454,12 +455,12 @@ def test_urgent_download_overtakes_waiting_ones() -> None:
     with host.slot(transfer_control.Control()):
         first, second = _in_line(host, transfer_control.Control(), urgent)
         with urgent.waited_for():
-            assert second.is_in.wait(20)
+            assert second.is_in.wait(TIMEOUT_SECONDS)
         assert not first.is_in.is_set()
     # It counts as any other.
     assert not first.is_in.is_set()
     second.leave()
-    assert first.is_in.wait(20)
+    assert first.is_in.wait(TIMEOUT_SECONDS)
     first.leave()
 
 
@@ -471,7 +472,7 @@ def test_stop_ends_wait_and_leaves_queue() -> None:
         stopped.stop(exception.Cancelled('not wanted'))
         first.leave()
         assert isinstance(first.error, exception.Cancelled)
-    assert second.is_in.wait(20)
+    assert second.is_in.wait(TIMEOUT_SECONDS)
     second.leave()
 
 
@@ -502,10 +503,10 @@ def test_sleeping_download_is_woken(end: str) -> None:
     thread.start()
     if end == 'stop':
         reins.stop(exception.Cancelled('not wanted'))
-        thread.join(20)
+        thread.join(TIMEOUT_SECONDS)
     else:
         with reins.waited_for():
-            thread.join(20)
+            thread.join(TIMEOUT_SECONDS)
     assert not thread.is_alive()
     assert bool(errors) == (end == 'stop')
 
@@ -539,10 +540,10 @@ def test_raised_slot_limit_starts_download() -> None:
     with host.slot(transfer_control.Control()):
         waits = threading.Thread(target=second)
         waits.start()
-        assert queued.wait(20)
+        assert queued.wait(TIMEOUT_SECONDS)
         assert not second_runs.is_set()
         host.change(max_rate_bytes=0, max_parallel=2, yield_share=1.0)
-        waits.join(60)
+        waits.join(TIMEOUT_SECONDS)
 
     assert second_runs.is_set()
 

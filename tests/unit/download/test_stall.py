@@ -15,7 +15,7 @@ from nova_precache.image import service
 from tests.clock import Clock
 from tests.unit.download.conftest import (
     DATA,
-    WAIT_SECONDS,
+    TIMEOUT_SECONDS,
     Attempt,
     Link,
     MakeTarget,
@@ -24,6 +24,7 @@ from tests.unit.download.conftest import (
     Reins,
     image_of,
 )
+from tools.waiting import TIMEOUT_SECONDS
 
 KIB = 1024
 MIB = KIB * KIB
@@ -214,7 +215,7 @@ class TrickleConnection:
             raise exception.DownloadInterrupted('interrupted')
         by.clock.passes(seconds)
         if not count:
-            assert self._cut.wait(WAIT_SECONDS)
+            assert self._cut.wait(TIMEOUT_SECONDS)
         if self._cut.is_set():
             raise exception.DownloadInterrupted('interrupted by this process')
         data = by.data[self._at : self._at + min(count, len(buffer))]

@@ -24,14 +24,14 @@ from nova_precache import conf as precache_conf, context, exception
 from nova_precache.image import glance, service
 from nova_precache.wiring import images as wiring_images
 from tests.scripted_server import Answer, Server, serving
+from tools.waiting import TIMEOUT_SECONDS
 
 IMAGE_ID = 'b6a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1'
 DATA = bytes(range(256)) * 16384
 CHUNKED = {'Transfer-Encoding': 'chunked'}
-WAIT_SECONDS = 20
 SETTINGS = glance.GlanceSettings(connect_timeout_seconds=5, read_timeout_seconds=5, num_retries=0)
 
-PATIENT = dataclasses.replace(SETTINGS, read_timeout_seconds=3 * WAIT_SECONDS)
+PATIENT = dataclasses.replace(SETTINGS, read_timeout_seconds=3 * TIMEOUT_SECONDS)
 
 
 @pytest.fixture
@@ -346,7 +346,7 @@ def test_range_refusal_response_closed(
     server.answers = [Answer(refusal, b'no', length=1000, hang=True), Answer(body=DATA)]
     with images.open(IMAGE_ID, 100, len(DATA)) as connection:
         assert read_on(connection) == DATA
-    assert server.connection_closed.wait(WAIT_SECONDS)
+    assert server.connection_closed.wait(TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_leaving_closes_connection_at_once(
     with images.open(IMAGE_ID) as connection:
         assert read_on(connection, 1)
         assert not server.connection_closed.is_set()
-    assert server.connection_closed.wait(20)
+    assert server.connection_closed.wait(TIMEOUT_SECONDS)
 
 
 def test_available_bytes_returned_before_buffer_full(
@@ -502,9 +502,9 @@ def check_cut_while_reading(server: Server, images: glance.GlanceImageService) -
     with images.open(IMAGE_ID) as connection:
         reader = threading.Thread(target=read_all, args=(connection,), daemon=True)
         reader.start()
-        assert has_read.wait(20)
+        assert has_read.wait(TIMEOUT_SECONDS)
         connection.cut()
-        reader.join(WAIT_SECONDS)
+        reader.join(TIMEOUT_SECONDS)
         assert not reader.is_alive()
     assert len(failures) == 1
 

@@ -13,6 +13,7 @@ import pytest
 from nova_precache import exception, model, priority, transfer_control
 from nova_precache.inspection import pagecache, qemu_img
 from tests import disk_images, service
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.usefixtures('qemu_img')
 
@@ -115,7 +116,7 @@ def test_stop_kills_program_at_once(
         service.wait_until(ready.exists, 'the program runs')
         held.stop(exception.Cancelled('not wanted any more'))
         with pytest.raises(exception.Cancelled, match='not wanted any more'):
-            running.result(timeout=60)
+            running.result(timeout=TIMEOUT_SECONDS)
     assert not psutil.pid_exists(int(ready.read_text()))
 
 
@@ -162,7 +163,7 @@ def test_idle_program_yields_until_urgent(image: pathlib.Path, tmp_path: pathlib
             )
         held.stop(exception.Cancelled('enough'))
         with pytest.raises(exception.Cancelled):
-            running.result(timeout=60)
+            running.result(timeout=TIMEOUT_SECONDS)
 
 
 def convert_command(tmp_path: pathlib.Path, source: pathlib.Path, target: pathlib.Path) -> str:

@@ -12,8 +12,8 @@ import pytest
 from oslo_config import cfg
 
 from nova_precache import conf as options
+from tools.waiting import TIMEOUT_SECONDS
 
-WAIT_SECONDS = 20
 HOST = 'controller-1'
 
 Configure = Callable[..., cfg.ConfigOpts]
@@ -51,7 +51,7 @@ class Listener:
         self._server.wait()
 
     def next(self) -> Heard:
-        return self._heard.get(timeout=WAIT_SECONDS)
+        return self._heard.get(timeout=TIMEOUT_SECONDS)
 
     def info(
         self, ctxt: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any

@@ -8,6 +8,7 @@ import sys
 import psutil
 
 from nova_precache.standalone import process
+from tools.waiting import TIMEOUT_SECONDS
 
 _PARENT = """
 import subprocess
@@ -25,7 +26,7 @@ def test_child_dies_with_killed_parent() -> None:
 
         parent.kill()
 
-    assert psutil.wait_procs([child], timeout=10)[1] == []
+    assert psutil.wait_procs([child], timeout=TIMEOUT_SECONDS)[1] == []
 
 
 def test_log_tail_is_its_last_lines(tmp_path: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ import webob
 from nova_precache import backend, exception
 from tests import unclosed
 from tests.conftest import needs_eventlet
+from tools.waiting import TIMEOUT_SECONDS
 
 MODULE = 'nova_precache.wsgi.api'
 
@@ -83,7 +84,7 @@ def test_application_uses_configured_threads(
         [sys.executable, '-c', code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
         check=True,
         env={**os.environ, 'NOVA_PRECACHE_CONFIG_FILE': str(conf), backend.VARIABLE: ''},
     )

@@ -20,8 +20,8 @@ import trustme
 from nova_precache import exception
 from nova_precache.wsgi import loop, server
 from tests import bad_clients
+from tools.waiting import TIMEOUT_SECONDS
 
-WAIT_SECONDS = 20
 THREADS = 4
 
 
@@ -42,7 +42,7 @@ class Application:
             return [json.dumps(said).encode()]
         if environ['PATH_INFO'] not in {'/quick', '/check'}:
             self.waits.set()
-            assert self.may_answer.wait(WAIT_SECONDS)
+            assert self.may_answer.wait(TIMEOUT_SECONDS)
         start_response('200 OK', [('Content-Type', 'text/plain')])
         return [environ['PATH_INFO'].encode()]
 
@@ -62,13 +62,13 @@ def serving(application: Application) -> Iterator[server.HttpServer]:
 
 
 def _get(serving: server.HttpServer, path: str) -> str:
-    return requests.get(f'http://127.0.0.1:{serving.port}{path}', timeout=WAIT_SECONDS).text
+    return requests.get(f'http://127.0.0.1:{serving.port}{path}', timeout=TIMEOUT_SECONDS).text
 
 
 def _send(
     serving: server.HttpServer, *headers: tuple[str, str], method: str = 'GET', body: bytes = b''
 ) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection('127.0.0.1', serving.port, timeout=WAIT_SECONDS)
+    connection = http.client.HTTPConnection('127.0.0.1', serving.port, timeout=TIMEOUT_SECONDS)
     with contextlib.closing(connection):
         connection.putrequest(method, '/headers', skip_accept_encoding=True)
         for name, value in headers:
@@ -108,7 +108,7 @@ def test_unread_body_not_next_request(serving: server.HttpServer) -> None:
     head = b'POST /quick HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n'
     # The line before a chunk may look like the first line of a request.
     unread = b'F;X /quick HTTP/1.1\r\n' + b'Host: x\r\nX: x\r\n' + b'\r\n0\r\n\r\n'
-    with socket.create_connection(('127.0.0.1', serving.port), timeout=WAIT_SECONDS) as sender:
+    with socket.create_connection(('127.0.0.1', serving.port), timeout=TIMEOUT_SECONDS) as sender:
         sender.sendall(head + unread)
         answers = b''.join(iter(lambda: sender.recv(65536), b''))
     assert answers.count(b'HTTP/1.1 ') == 1
@@ -139,7 +139,7 @@ def test_failing_application_is_server_error(
 
     made = server.HttpServer(failing, '127.0.0.1', 0, 1)
     made.start()
-    answer = requests.get(f'http://127.0.0.1:{made.port}/a%0Ab', timeout=WAIT_SECONDS)
+    answer = requests.get(f'http://127.0.0.1:{made.port}/a%0Ab', timeout=TIMEOUT_SECONDS)
     made.stop()
     assert answer.status_code == 500
     assert 'inside' not in answer.text
@@ -160,7 +160,7 @@ def test_taken_port_error_names_address(application: Application) -> None:
 
 def _asks(serving: server.HttpServer) -> socket.socket:
     """Open a connection that the server knows, since its request was answered."""
-    client = socket.create_connection(('127.0.0.1', serving.port), timeout=WAIT_SECONDS)
+    client = socket.create_connection(('127.0.0.1', serving.port), timeout=TIMEOUT_SECONDS)
     client.sendall(b'GET /quick HTTP/1.1\r\nHost: x\r\n\r\n')
     assert client.recv(65536)
     return client
@@ -192,12 +192,12 @@ def test_excess_connections_close_oldest_idle_one(
     monkeypatch.setattr(loop, 'MAX_CONNECTIONS', 4)
     with contextlib.ExitStack() as stack, futures.ThreadPoolExecutor() as pool:
         slow = pool.submit(_get, serving, '/slow')
-        assert application.waits.wait(WAIT_SECONDS)
+        assert application.waits.wait(TIMEOUT_SECONDS)
         clients = [stack.enter_context(_asks(serving)) for _ in range(6)]
 
         assert [_is_open(each) for each in clients] == [False, False, False, True, True, True]
         application.may_answer.set()
-        assert slow.result(WAIT_SECONDS) == '/slow'
+        assert slow.result(TIMEOUT_SECONDS) == '/slow'
 
 
 def test_connection_closed_midway_is_harmless(
@@ -208,17 +208,17 @@ def test_connection_closed_midway_is_harmless(
 
     def hold(self: loop.Loop) -> None:
         held.set()
-        assert goes_on.wait(WAIT_SECONDS)
+        assert goes_on.wait(TIMEOUT_SECONDS)
         look(self)
 
     with contextlib.ExitStack() as stack:
         old = [stack.enter_context(_asks(serving)) for _ in range(4)]
         monkeypatch.setattr(loop.Loop, '_look', hold)
         old[0].sendall(b'G')  # so that it comes to the next look
-        assert held.wait(WAIT_SECONDS)
+        assert held.wait(TIMEOUT_SECONDS)
         for _ in range(4):
             place = ('127.0.0.1', serving.port)
-            stack.enter_context(socket.create_connection(place, timeout=WAIT_SECONDS))
+            stack.enter_context(socket.create_connection(place, timeout=TIMEOUT_SECONDS))
         for each in old:
             each.sendall(b'G')  # one look finds new connections, and old ones that it closes
         goes_on.set()
@@ -261,7 +261,7 @@ def test_incomplete_request_does_not_delay_stop(
     made = server.HttpServer(application, '127.0.0.1', 0, THREADS)
     made.start()
     with bad_clients.opened(made.port, 20), futures.ThreadPoolExecutor() as pool:
-        pool.submit(made.stop).result(WAIT_SECONDS)
+        pool.submit(made.stop).result(TIMEOUT_SECONDS)
 
 
 def test_slow_request_does_not_block_others(
@@ -269,13 +269,13 @@ def test_slow_request_does_not_block_others(
 ) -> None:
     with futures.ThreadPoolExecutor() as pool:
         slow = pool.submit(_get, serving, '/slow')
-        assert application.waits.wait(WAIT_SECONDS)
+        assert application.waits.wait(TIMEOUT_SECONDS)
 
         assert _get(serving, '/quick') == '/quick'
         assert not slow.done()
 
         application.may_answer.set()
-        assert slow.result(WAIT_SECONDS) == '/slow'
+        assert slow.result(TIMEOUT_SECONDS) == '/slow'
 
 
 def test_reserved_path_answers_under_full_load(
@@ -283,13 +283,13 @@ def test_reserved_path_answers_under_full_load(
 ) -> None:
     with futures.ThreadPoolExecutor() as pool:
         slow = [pool.submit(_get, serving, '/slow') for _ in range(3 * THREADS)]
-        assert application.waits.wait(WAIT_SECONDS)
+        assert application.waits.wait(TIMEOUT_SECONDS)
 
         assert _get(serving, '/check?a=b') == '/check'
         assert not any(each.done() for each in slow)
 
         application.may_answer.set()
-        assert {each.result(WAIT_SECONDS) for each in slow} == {'/slow'}
+        assert {each.result(TIMEOUT_SECONDS) for each in slow} == {'/slow'}
 
 
 def test_more_requests_than_threads_served(serving: server.HttpServer) -> None:
@@ -306,15 +306,15 @@ def test_running_request_finishes_before_stop(
     serving.start()
     with futures.ThreadPoolExecutor() as pool:
         slow = pool.submit(_get, serving, '/slow')
-        assert application.waits.wait(WAIT_SECONDS)
+        assert application.waits.wait(TIMEOUT_SECONDS)
         stopping = pool.submit(serving.stop)
         application.may_answer.set()
 
-        assert slow.result(WAIT_SECONDS) == '/slow'
-        stopping.result(WAIT_SECONDS)
+        assert slow.result(TIMEOUT_SECONDS) == '/slow'
+        stopping.result(TIMEOUT_SECONDS)
 
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(('127.0.0.1', serving.port), timeout=WAIT_SECONDS)
+        socket.create_connection(('127.0.0.1', serving.port), timeout=TIMEOUT_SECONDS)
 
 
 # TLS
@@ -347,13 +347,13 @@ def test_certificate_enables_tls(secure: server.HttpServer, authority: pathlib.P
     with requests.Session() as caller:  # so that a connection is used twice
         for _ in range(2):
             url = f'https://127.0.0.1:{secure.port}/headers'
-            answer = caller.get(url, verify=str(authority), timeout=WAIT_SECONDS)
+            answer = caller.get(url, verify=str(authority), timeout=TIMEOUT_SECONDS)
             assert answer.json()['scheme'] == 'https'
 
 
 def test_client_distrusting_certificate_not_served(secure: server.HttpServer) -> None:
     with pytest.raises(requests.exceptions.SSLError):
-        requests.get(f'https://127.0.0.1:{secure.port}/quick', timeout=WAIT_SECONDS)
+        requests.get(f'https://127.0.0.1:{secure.port}/quick', timeout=TIMEOUT_SECONDS)
 
 
 def test_plain_client_gets_nothing_over_tls(
@@ -362,7 +362,7 @@ def test_plain_client_gets_nothing_over_tls(
     with pytest.raises(requests.ConnectionError):
         _get(secure, '/quick')
     url = f'https://127.0.0.1:{secure.port}/quick'
-    assert requests.get(url, verify=str(authority), timeout=WAIT_SECONDS).text == '/quick'
+    assert requests.get(url, verify=str(authority), timeout=TIMEOUT_SECONDS).text == '/quick'
 
 
 def test_bad_clients_do_not_block_tls(
@@ -373,7 +373,9 @@ def test_bad_clients_do_not_block_tls(
     url = f'https://127.0.0.1:{secure.port}/quick'
     with bad_clients.opened(secure.port, 60, tls) as bad:
         for _ in range(3):
-            assert requests.get(url, verify=str(authority), timeout=WAIT_SECONDS).text == '/quick'
+            assert (
+                requests.get(url, verify=str(authority), timeout=TIMEOUT_SECONDS).text == '/quick'
+            )
             bad.dribble()
 
 
@@ -390,7 +392,7 @@ def test_large_tls_answer_read_slowly(authority: pathlib.Path, tmp_path: pathlib
     url = f'https://127.0.0.1:{made.port}/'
     sent = os.urandom(100_000)
     with requests.post(
-        url, sent, stream=True, verify=str(authority), timeout=WAIT_SECONDS
+        url, sent, stream=True, verify=str(authority), timeout=TIMEOUT_SECONDS
     ) as answer:
         assert b''.join(answer.iter_content(50_000)) == sent + body
     made.stop()

@@ -8,7 +8,7 @@ from concurrent import futures
 import pytest
 
 from nova_precache.db.engine import group_commit
-from tests.unit.conftest import WAIT_SECONDS
+from tools.waiting import TIMEOUT_SECONDS
 
 
 class Group(group_commit.Group[str, Mapping[str, str]]):
@@ -38,7 +38,7 @@ class Store:
 
     def commit(self, words: Sequence[str]) -> Mapping[str, str]:
         self.committing.set()
-        assert self.opened.wait(WAIT_SECONDS)
+        assert self.opened.wait(TIMEOUT_SECONDS)
         self.tried += 1
         if self.errors:
             raise self.errors.pop(0)
@@ -63,7 +63,7 @@ def _submit_behind(
 ) -> list[futures.Future[str]]:
     """Queue words in order while the first is being committed."""
     submitted = [pool.submit(group.add, first)]
-    assert store.committing.wait(WAIT_SECONDS)
+    assert store.committing.wait(TIMEOUT_SECONDS)
     for count, word in enumerate(words, start=1):
         submitted.append(pool.submit(group.add, word))
         _wait_gathered(group, count)
@@ -73,7 +73,7 @@ def _submit_behind(
 
 def _wait_gathered(group: Group, count: int) -> None:
     pause = threading.Event()
-    for _ in range(WAIT_SECONDS * 500):
+    for _ in range(TIMEOUT_SECONDS * 500):
         if len(group._waiting) == count:
             return
         pause.wait(0.002)
@@ -91,7 +91,7 @@ def test_gathered_members_commit_together(group: Group, store: Store) -> None:
     with futures.ThreadPoolExecutor(5) as pool:
         submitted = _submit_behind(group, store, pool, 'a', ['b', 'c', 'd'])
 
-        assert [each.result(WAIT_SECONDS) for each in submitted] == ['A', 'B', 'C', 'D']
+        assert [each.result(TIMEOUT_SECONDS) for each in submitted] == ['A', 'B', 'C', 'D']
     assert store.groups == [['a'], ['b', 'c', 'd']]
 
 
@@ -100,8 +100,8 @@ def test_failing_member_fails_alone(group: Group, store: Store) -> None:
         first, good, bad, last = _submit_behind(group, store, pool, 'a', ['b', 'bad c', 'd'])
 
         with pytest.raises(ValueError, match=r'^bad c$'):
-            bad.result(WAIT_SECONDS)
-        assert [each.result(WAIT_SECONDS) for each in (first, good, last)] == ['A', 'B', 'D']
+            bad.result(TIMEOUT_SECONDS)
+        assert [each.result(TIMEOUT_SECONDS) for each in (first, good, last)] == ['A', 'B', 'D']
     assert store.groups == [['a'], ['b'], ['d']]
 
 
@@ -110,7 +110,7 @@ def test_same_key_members_commit_in_order(group: Group, store: Store) -> None:
         submitted = _submit_behind(group, store, pool, 'a', ['begin b', 'c', 'finish b', 'd'])
 
         for each in submitted:
-            each.result(WAIT_SECONDS)
+            each.result(TIMEOUT_SECONDS)
     assert store.groups == [['a'], ['begin b', 'c'], ['finish b', 'd']]
 
 
@@ -118,7 +118,7 @@ def test_group_size_is_bounded(group: Group, store: Store) -> None:
     words = [chr(ord('b') + number) for number in range(group_commit.MOST_MEMBERS + 1)]
     with futures.ThreadPoolExecutor(len(words) + 1) as pool:
         for each in _submit_behind(group, store, pool, 'a', words):
-            each.result(WAIT_SECONDS)
+            each.result(TIMEOUT_SECONDS)
 
     assert [len(each) for each in store.groups] == [1, group_commit.MOST_MEMBERS, 1]
 
@@ -137,14 +137,14 @@ def test_shared_failure_fails_all_members(
     group = Group(store.commit, lambda word: [word[-1]], of_all=Lost)
     with futures.ThreadPoolExecutor(5) as pool:
         submitted = [pool.submit(group.add, 'a')]
-        assert store.committing.wait(WAIT_SECONDS)
+        assert store.committing.wait(TIMEOUT_SECONDS)
         for count, word in enumerate(['b', 'c'], start=1):
             submitted.append(pool.submit(group.add, word))
             _wait_gathered(group, count)
         store.errors = [Lost('of a'), Lost('of b and c')]
         store.opened.set()
 
-        errors = [each.exception(WAIT_SECONDS) for each in submitted]
+        errors = [each.exception(TIMEOUT_SECONDS) for each in submitted]
     assert [str(error) for error in errors] == ['of a', 'of b and c', 'of b and c']
     assert store.tried == 2
     assert group.add('d') == 'D'
@@ -153,7 +153,7 @@ def test_shared_failure_fails_all_members(
 def test_interrupted_leader_hands_over(group: Group, store: Store) -> None:
     with futures.ThreadPoolExecutor(5) as pool:
         first = pool.submit(group.add, 'a')
-        assert store.committing.wait(WAIT_SECONDS)
+        assert store.committing.wait(TIMEOUT_SECONDS)
         leader = pool.submit(group.add, 'b')
         _wait_gathered(group, 1)
         other = pool.submit(group.add, 'c')
@@ -161,9 +161,9 @@ def test_interrupted_leader_hands_over(group: Group, store: Store) -> None:
         store.errors = [ValueError('of a'), Interrupted()]
         store.opened.set()
 
-        assert isinstance(first.exception(WAIT_SECONDS), ValueError)
-        assert isinstance(leader.exception(WAIT_SECONDS), Interrupted)
-        assert other.result(WAIT_SECONDS) == 'C'
+        assert isinstance(first.exception(TIMEOUT_SECONDS), ValueError)
+        assert isinstance(leader.exception(TIMEOUT_SECONDS), Interrupted)
+        assert other.result(TIMEOUT_SECONDS) == 'C'
     assert store.groups == [['c']]
 
 
@@ -174,7 +174,7 @@ def test_interrupted_waiter_not_waited_for(
     class Dying(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
             if is_heir:
-                assert super().wait(WAIT_SECONDS)
+                assert super().wait(TIMEOUT_SECONDS)
             raise Interrupted
 
     class Entry(group_commit._Entry[group_commit.M, group_commit.C]):
@@ -186,19 +186,19 @@ def test_interrupted_waiter_not_waited_for(
     monkeypatch.setattr(group_commit, '_Entry', Entry)
     with futures.ThreadPoolExecutor(5) as pool:
         first = pool.submit(group.add, 'a')
-        assert store.committing.wait(WAIT_SECONDS)
+        assert store.committing.wait(TIMEOUT_SECONDS)
         dying = pool.submit(group.add, 'b')
         if is_heir:
             _wait_gathered(group, 1)
         else:
-            assert isinstance(dying.exception(WAIT_SECONDS), Interrupted)
+            assert isinstance(dying.exception(TIMEOUT_SECONDS), Interrupted)
         last = pool.submit(group.add, 'c')
         _wait_gathered(group, 1 + is_heir)
         store.opened.set()
 
-        assert first.result(WAIT_SECONDS) == 'A'
-        assert isinstance(dying.exception(WAIT_SECONDS), Interrupted)
-        assert last.result(WAIT_SECONDS) == 'C'
+        assert first.result(TIMEOUT_SECONDS) == 'A'
+        assert isinstance(dying.exception(TIMEOUT_SECONDS), Interrupted)
+        assert last.result(TIMEOUT_SECONDS) == 'C'
     assert store.groups == [['a'], ['c']]
 
 
@@ -211,7 +211,7 @@ def test_group_lingers_only_under_load(
     )
     with futures.ThreadPoolExecutor() as pool:
         for submitted in _submit_behind(group, store, pool, 'a', ['b', 'c']):
-            submitted.result(WAIT_SECONDS)
+            submitted.result(TIMEOUT_SECONDS)
 
     assert store.groups == [['a'], ['b', 'c']]
     assert lingered == []

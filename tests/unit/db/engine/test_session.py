@@ -17,6 +17,7 @@ from nova_precache import conf as options, exception
 from nova_precache.cells import models as cell_models
 from nova_precache.db.engine import models, session
 from tests.unit.conftest import World, open_database
+from tools.waiting import TIMEOUT_SECONDS
 
 
 def _value(reader: orm.Session) -> int:
@@ -39,7 +40,7 @@ def test_concurrent_writers_never_locked_out(
     together = threading.Barrier(4)
 
     def add_many() -> None:
-        together.wait(10)
+        together.wait(TIMEOUT_SECONDS)
         for _ in range(25):
             database.write(_add_one)
 

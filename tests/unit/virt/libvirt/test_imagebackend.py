@@ -19,6 +19,7 @@ from nova_precache.virt.libvirt import usage
 from tests import disk_images
 from tests.service import wait_until
 from tests.unit.virt.libvirt.conftest import MakeDriver
+from tools.waiting import TIMEOUT_SECONDS
 
 MIB = disk_images.MIB
 DATA = disk_images.content(MIB)
@@ -152,8 +153,8 @@ def test_boot_joins_running_precache(
     gate.wait_reached()
     boot.start()
     gate.release()
-    precache.join(30)
-    boot.join(30)
+    precache.join(TIMEOUT_SECONDS)
+    boot.join(TIMEOUT_SECONDS)
     assert [result.existing for result in cached] == [False]
     assert [disk.image_existing for disk in disks] == [True]
     assert images.served_bytes == len(DATA)
@@ -243,7 +244,7 @@ def test_stop_during_copy_leaves_no_instance(
         make_driver(use_cow_images=False).create_root_disk(
             images, image.id, 'instance', control=boot
         )
-    stopping.join(30)
+    stopping.join(TIMEOUT_SECONDS)
     assert not (instances_path / 'instance').exists()
 
 
@@ -291,12 +292,12 @@ def test_earlier_round_spares_new_base_file(
     def look_and_wait(disk_usage: usage.DiskUsage) -> frozenset[str]:
         found = look(disk_usage)
         looked.set()
-        assert based.wait(30)
+        assert based.wait(TIMEOUT_SECONDS)
         return found
 
     def create_after_a_look(*arguments: object) -> None:
         a_round.start()
-        assert looked.wait(30)
+        assert looked.wait(TIMEOUT_SECONDS)
         create(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(usage.DiskUsage, 'backing_names', look_and_wait)
@@ -305,7 +306,7 @@ def test_earlier_round_spares_new_base_file(
     a_round = threading.Thread(target=made.manage_image_cache)
     disk = made.create_root_disk(images, image.id, 'instance')
     based.set()
-    a_round.join(30)
+    a_round.join(TIMEOUT_SECONDS)
     assert guest_content(disk) == DATA
 
 
