@@ -11,7 +11,7 @@ from typing import Any
 from nova_precache import exception
 from nova_precache.standalone import process
 
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 120
 POLL_SECONDS = 0.05
 
 
