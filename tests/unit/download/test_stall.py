@@ -15,7 +15,6 @@ from nova_precache.image import service
 from tests.clock import Clock
 from tests.unit.download.conftest import (
     DATA,
-    TIMEOUT_SECONDS,
     Attempt,
     Link,
     MakeTarget,
