@@ -142,7 +142,7 @@ class ReportEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             with self._skipping('an inventory', host):
                 news = wire.mapping(images, 'images')
                 inventory = report_parts.read_images(self._cell_uuid, host, news, self._senders)
-                self._reports.add_images(agent_id, inventory)
+                self._reports.add_images(agent_id, dataclasses.replace(inventory, sent_at=sent_at))
 
     @contextlib.contextmanager
     def _skipping(self, what: str, host: str) -> Iterator[None]:

@@ -2,7 +2,13 @@
 """Contents of the hosts' caches, as their computes report them.
 
 A row without a name stands for the cache itself: it exists once the host has sent a full
-report, and has the time of the last one. So an empty cache differs from an unknown one.
+report. So an empty cache differs from an unknown one. ``reported_at`` is when the last full report
+was sent, and ``touched_at`` when the last one was that names removed files.
+
+Reports may be written out of order, since each conductor keeps its own while the database is
+away. What a report says of a file counts only if no report that was sent later says otherwise. A
+file that was removed leaves no row: an older report adds none beside a later removal, and the
+next full report makes up for that.
 """
 
 import dataclasses
@@ -11,6 +17,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
@@ -53,6 +60,7 @@ class Report:
     :ivar after: None from the first name
     :ivar until: None to the last name
     :ivar cell_uuid: the cell that reported it
+    :ivar sent_at: by the database's clock; None counts as sent when it is written
     """
 
     host: str
@@ -62,6 +70,7 @@ class Report:
     after: str | None = None
     until: str | None = None
     cell_uuid: str | None = None
+    sent_at: datetime.datetime | None = None
 
     def covers(self, name: str) -> bool:
         """Return whether the report decides on the existence of a file of this name."""
@@ -77,7 +86,7 @@ class Caches:
         self._senders = wire.Senders(LOG)
 
     def record(self, reports: Iterable[Report]) -> None:
-        """Record reports in bulk; later ones of a host win.
+        """Record reports in bulk; those of a host that were sent later win.
 
         A report that the database refuses is skipped, and its host is named in the log.
         """
@@ -280,10 +289,20 @@ def _portions(reports: Iterable[Report]) -> Iterator[list[Report]]:
         yield some
 
 
-_Values = tuple[int, int, datetime.datetime, int | None]
-_Files = dict[str, _Values]
+class _File(NamedTuple):
+    """The columns of a row beside its key."""
+
+    size_bytes: int
+    disk_bytes: int
+    touched_at: datetime.datetime
+    used_by: int | None
+    reported_at: datetime.datetime
+
+
+_Files = dict[str, _File]
 _Row = dict[str, object]
-_NOTHING: _Values = (0, 0, datetime.datetime(1970, 1, 1), None)  # noqa: DTZ001
+_NEVER = datetime.datetime(1970, 1, 1)  # noqa: DTZ001 - in UTC, as times are kept
+_UNREPORTED_CACHE = _File(0, 0, _NEVER, None, _NEVER)
 
 
 def _record(session: orm.Session, reports: Sequence[Report]) -> set[str]:
@@ -298,45 +317,66 @@ def _record(session: orm.Session, reports: Sequence[Report]) -> set[str]:
     before = _known(session, hosts)
     after = {host: dict(files) for host, files in before.items()}
     for report in reports:
-        _apply(report, after[report.host])
+        _apply(report, after[report.host], now)
     full = {host for host, files in after.items() if _leave_out(files, before[host])}
     for host, files in before.items():
         _delete(session, host, sorted(files.keys() - after[host].keys()))
     new: list[_Row] = []
     changed: list[_Row] = []
     for host, files in after.items():
-        for name, values in sorted(files.items()):
-            if before[host].get(name) != values:
+        for name, file in sorted(files.items()):
+            if before[host].get(name) != file:
                 rows = changed if name in before[host] else new
-                rows.append(_row(host, name, values, now))
+                rows.append({'host': host, 'name': name, **file._asdict()})
     if new:
         session.execute(sa.insert(_ROW), new)
     _update(session, changed)
-    _note_told(session, [report.host for report in reports if _tells_all(report)], now)
     return full
 
 
 def _known(session: orm.Session, hosts: Sequence[str]) -> dict[str, _Files]:
     """Read the recorded files of hosts."""
     known: dict[str, _Files] = {host: {} for host in hosts}
+    columns = [getattr(_ROW, name) for name in _File._fields]
     for some in db_session.chunks(hosts, _HOSTS_AT_ONCE):
-        query = sa.select(
-            _ROW.host, _ROW.name, _ROW.size_bytes, _ROW.disk_bytes, _ROW.touched_at, _ROW.used_by
-        ).where(_ROW.host.in_(some))
-        for host, name, size_bytes, disk_bytes, touched_at, used_by in session.execute(query):
-            known[host][name] = (size_bytes, disk_bytes, touched_at, used_by)
+        query = sa.select(_ROW.host, _ROW.name, *columns).where(_ROW.host.in_(some))
+        for host, name, *values in session.execute(query):
+            known[host][name] = _File(*values)
     return known
 
 
-def _apply(report: Report, files: _Files) -> None:
-    for name in [name for name in files if name != _WHOLE and report.covers(name)]:
-        del files[name]
-    for name in report.removed:
-        files.pop(name, None)
-    for image in report.images:
-        files[image.name] = image.size_bytes, image.disk_bytes, image.touched_at, image.used_by
-    if _tells_all(report):
-        files.setdefault(_WHOLE, _NOTHING)
+def _apply(report: Report, files: _Files, now: datetime.datetime) -> None:
+    """Change the files of a host as reported, except those that a later report decides on."""
+    sent_at = min(report.sent_at or now, now)
+    cache = files.get(_WHOLE, _UNREPORTED_CACHE)
+
+    def is_later(reported_at: datetime.datetime) -> bool:
+        return sent_at < reported_at <= now  # the database's clock may be put back
+
+    def is_decided(name: str) -> bool:
+        changed_at = files[name].reported_at if name in files else cache.touched_at
+        return is_later(changed_at) or is_later(cache.reported_at)
+
+    images = {image.name: image for image in report.images}
+    covered = [name for name in files if name != _WHOLE and report.covers(name)]
+    for name in {*covered, *report.removed} - images.keys():
+        if not is_decided(name):
+            files.pop(name, None)
+    for name, image in images.items():
+        if not is_decided(name):
+            files[name] = _reported(image, sent_at, files.get(name) if report.full else None)
+    if report.removed and not is_later(cache.touched_at):
+        cache = cache._replace(touched_at=sent_at)
+    if _tells_all(report) and not is_later(cache.reported_at):
+        cache = cache._replace(reported_at=sent_at)
+    if cache.reported_at != _NEVER:
+        files[_WHOLE] = cache
+
+
+def _reported(image: model.CachedImage, sent_at: datetime.datetime, known: _File | None) -> _File:
+    """Return a reported file; the known one if nothing but its time has changed."""
+    file = _File(image.size_bytes, image.disk_bytes, image.touched_at, image.used_by, sent_at)
+    return file if known is None or known[:-1] != file[:-1] else known
 
 
 def _leave_out(files: _Files, before: _Files) -> bool:
@@ -352,19 +392,6 @@ def _leave_out(files: _Files, before: _Files) -> bool:
 def _tells_all(report: Report) -> bool:
     """Return whether a report is the last part of a full one."""
     return report.full and report.until is None
-
-
-def _row(host: str, name: str, values: _Values, now: datetime.datetime) -> _Row:
-    size_bytes, disk_bytes, touched_at, used_by = values
-    return {
-        'host': host,
-        'name': name,
-        'size_bytes': size_bytes,
-        'disk_bytes': disk_bytes,
-        'touched_at': touched_at,
-        'used_by': used_by,
-        'reported_at': now,
-    }
 
 
 def _delete(session: orm.Session, host: str, names: Sequence[str]) -> None:
@@ -388,12 +415,3 @@ def _update(session: orm.Session, rows: Sequence[_Row]) -> None:
     session.connection().execute(
         statement, [{**row, 'its_host': row['host'], 'its_name': row['name']} for row in rows]
     )
-
-
-def _note_told(session: orm.Session, hosts: Sequence[str], now: datetime.datetime) -> None:
-    for some in db_session.chunks(sorted(set(hosts))):
-        session.execute(
-            db_session.update(_ROW)
-            .where(_ROW.host.in_(some), _ROW.name == _WHOLE)
-            .values(reported_at=now)
-        )

@@ -194,6 +194,20 @@ def test_late_report_dropped_unread(
     assert (seen_at == conductor.clock.now() - datetime.timedelta(seconds=age)) == is_taken
 
 
+def test_kept_inventory_overwrites_no_later_one(world: World, conductor: Conductor) -> None:
+    [image] = IMAGES['images']
+    newer = {**IMAGES, 'images': [{**image, 'size_bytes': 8}]}
+    other = Conductor(world)
+    conductor.report(images=IMAGES, age=4)
+    other.report(images=newer)
+
+    for each in (other, conductor):  # that was without the database for longer
+        each.write()
+
+    [file] = caches.Caches(world.database).of_host('h1')
+    assert file.size_bytes == 8
+
+
 def test_late_report_leaves_cell_unheard(world: World, conductor: Conductor) -> None:
     conductor.reports.hear(world.cell.uuid, rpcapi.TOPIC)
 

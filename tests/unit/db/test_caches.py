@@ -4,6 +4,7 @@
 import dataclasses
 import datetime
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 
 import pytest
@@ -119,6 +120,70 @@ def test_later_report_of_batch_wins(store: caches.Caches) -> None:
 
     assert sizes(store, 'h1') == {name_of('i1'): 2}
     assert sizes(store, 'h2') == {}
+
+
+def sent(
+    seconds: int, images: Sequence[model.CachedImage], *removed: str, full: bool = False
+) -> caches.Report:
+    """A report of h1 that was sent so many seconds after a fixed time."""
+    at = TOUCHED + datetime.timedelta(seconds=seconds)
+    return caches.Report('h1', images, [name_of(each) for each in removed], full, sent_at=at)
+
+
+FIRST = sent(0, [file('i1', 1), file('i2', 1), file('i3', 1)], full=True)
+CHANGES = [
+    sent(1, [file('i1', 2)], 'i3'),
+    sent(2, [file('i2', 2), file('i3', 3)]),
+    sent(3, [file('i1', 4)], 'i2'),
+]
+LAST = sent(4, [file('i1', 4), file('i3', 3)], full=True)
+AT_LAST = {name_of('i1'): 4, name_of('i3'): 3}
+
+
+@pytest.mark.parametrize('order', list(itertools.permutations(CHANGES)))
+def test_older_change_overwrites_no_later_one(
+    store: caches.Caches, order: Sequence[caches.Report]
+) -> None:
+    for report in (FIRST, *order):
+        store.record([report])
+
+    found = sizes(store, 'h1')
+    assert found.items() <= AT_LAST.items(), 'a file that a later report changed or removed is back'
+    assert found[name_of('i1')] == 4
+    store.record([LAST])
+    assert sizes(store, 'h1') == AT_LAST
+
+
+@pytest.mark.parametrize('order', list(itertools.permutations([*CHANGES, LAST])))
+def test_full_report_decides_in_any_order(
+    store: caches.Caches, order: Sequence[caches.Report]
+) -> None:
+    store.record([FIRST])
+
+    store.record(order)
+
+    assert sizes(store, 'h1') == AT_LAST
+
+
+def test_older_report_counts_for_other_files(store: caches.Caches) -> None:
+    store.record([FIRST])
+    store.record([sent(2, [file('i1', 2)])])
+
+    store.record([sent(1, [file('i1', 9), file('i4', 1)], 'i3')])
+
+    assert sizes(store, 'h1') == {name_of('i1'): 2, name_of('i2'): 1, name_of('i4'): 1}
+
+
+def test_clock_put_back_hides_no_report(world: World, store: caches.Caches) -> None:
+    store.record([FIRST])
+    later = datetime.datetime(9000, 1, 1)  # noqa: DTZ001 - as the database keeps it
+    world.change(
+        models.CachedImage, models.CachedImage.host == 'h1', reported_at=later, touched_at=later
+    )
+
+    store.record([sent(1, [file('i1', 2), file('i4', 4)], 'i2')])
+
+    assert sizes(store, 'h1') == {name_of('i1'): 2, name_of('i3'): 1, name_of('i4'): 4}
 
 
 def test_reports_are_split_into_bounded_transactions(
