@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Buffers the reports of computes, so that they are written in bulk and not one by one."""
 
+import contextlib
+import dataclasses
 import datetime
 import logging
 import threading
@@ -37,6 +39,7 @@ class ReportBuffer:
     :param note_transfers: called with the number of transfers of which each host has reported
     :param heard_seconds: how long a message shows that its topic is heard
     :param refuse: called with agents that reported but are not registered for their hosts
+    :param database_now: returns the database's time
     :ivar dropped: number of reports that were dropped, because too many were buffered
     :ivar late: number of reports that were dropped, because they had waited for too long
     """
@@ -51,6 +54,7 @@ class ReportBuffer:
         note_transfers: Callable[[Mapping[jobs.Sender, int]], None] = lambda transfers: None,
         heard_seconds: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
+        database_now: Callable[[], datetime.datetime | None] = lambda: None,
     ) -> None:
         self._agents = agent_store
         self._jobs = job_store
@@ -60,6 +64,7 @@ class ReportBuffer:
         self._note_transfers = note_transfers
         self._heard_seconds = heard_seconds
         self._clock = clock
+        self._database_now = database_now
         self._lock = threading.Lock()
         self.dropped = self.late = 0
         self._heard: dict[str, dict[str, float]] = {}
@@ -135,8 +140,12 @@ class ReportBuffer:
     def add_images(self, agent_id: str, report: caches.Report) -> None:
         """Buffer the cache inventory that an agent reports.
 
+        One without a time was sent now, or when it is written if the database's time is unknown.
         If the buffer is full, write all of it, unless another thread is writing.
         """
+        if report.sent_at is None:
+            with contextlib.suppress(exception.DatabaseUnavailable):
+                report = dataclasses.replace(report, sent_at=self._database_now())
         with self._lock:
             self._images.append((agent_id, report))
             self._images_count += _size(report)

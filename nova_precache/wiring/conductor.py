@@ -90,6 +90,7 @@ class ConductorParts:
         self.pace = pace.Pace(
             longest_seconds=min(conf.report_interval, model.LONGEST_REPORT_SECONDS)
         )
+        self.clock = clock.DatabaseClock(database)
         self.reports = report_buffer.ReportBuffer(
             self.agents,
             self.jobs,
@@ -98,8 +99,8 @@ class ConductorParts:
             refuse=self.backend.refuse,
             note_transfers=self.pace.note,
             heard_seconds=common.hearing_gap_seconds(conf),
+            database_now=self.clock.now,
         )
-        self.clock = clock.DatabaseClock(database)
         exposed.registry.register(conductor_metrics.ReportCollector(self.reports))
         self.actions = request_actions.RequestActions(database)
         self.computes: Callable[[str], host_worker.ComputeClient] = self._measured_compute

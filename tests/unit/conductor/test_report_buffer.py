@@ -123,6 +123,32 @@ def test_inventory_written_once_database_is_back(
     assert (found.size_bytes, reports.sizes()['images']) == (2, 0)
 
 
+def test_inventory_without_time_sent_when_it_arrives(world: World) -> None:
+    now = LONG_AGO
+    ours, other = (
+        report_buffer.ReportBuffer(
+            world.agents,
+            world.jobs,
+            caches.Caches(world.database),
+            database_now=lambda: now,
+        )
+        for _ in range(2)
+    )
+    world.living('h1')
+    file = model.CachedImage('h1', 'a' * 40, None, 1, 1, LONG_AGO)
+    ours.add_images('agent-h1', caches.Report('h1', [file], full=True))
+    ours.write_images()
+
+    ours.add_images('agent-h1', caches.Report('h1', [], removed=[file.name]))
+    now += datetime.timedelta(seconds=1)
+    cached_again = dataclasses.replace(file, size_bytes=2)
+    other.add_images('agent-h1', caches.Report('h1', [cached_again]))
+    for each in (other, ours):  # that was without the database for longer
+        each.write_images()
+
+    assert [each.size_bytes for each in caches.Caches(world.database).of_host('h1')] == [2]
+
+
 def test_long_outage_fills_no_memory(
     world: World, reports: report_buffer.ReportBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
