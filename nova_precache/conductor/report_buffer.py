@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Buffers the reports of computes, so that they are written in bulk and not one by one."""
 
+import collections
 import contextlib
 import dataclasses
 import datetime
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -67,13 +69,7 @@ class ReportBuffer:
         self._database_now = database_now
         self._lock = threading.Lock()
         self.dropped = self.late = 0
-        self._heard: dict[str, dict[str, float]] = {}
-        self._newly_heard: set[str] = set()
-        self._taken: dict[str, float] = {}
-        self._dropped: dict[str, float] = {}
-        self._next_line: dict[str, float] = {}
-        self._states: dict[str, dict[tuple[str, str], model.Agent]] = {}
-        self._progress: dict[str | None, dict[_Call, jobs.ProgressReport]] = {}
+        self._cells: dict[str | None, _Cell] = collections.defaultdict(_Cell)
         self._images: list[tuple[str, caches.Report]] = []
         self._images_count = 0
         self._writing_images = threading.Lock()
@@ -81,24 +77,26 @@ class ReportBuffer:
     def hear(self, cell_uuid: str, topic: str) -> None:
         """Record that a message of a cell has arrived."""
         with self._lock:
-            self._heard.setdefault(cell_uuid, {})[topic] = self._clock()
-            self._newly_heard.add(cell_uuid)
+            self._cells[cell_uuid].hear(topic, self._clock())
 
     def take(self, cell_uuid: str, topic: str) -> None:
         """Record that a report of a cell has arrived in time."""
-        self.hear(cell_uuid, topic)
+        now = self._clock()
         with self._lock:
-            self._taken[cell_uuid] = self._clock()
+            cell = self._cells[cell_uuid]
+            cell.hear(topic, now)
+            cell.taken_at = now
 
     def drop(self, cell_uuid: str) -> None:
         """Record that a report of a cell was dropped, as it has waited for too long."""
         now = self._clock()
         with self._lock:
-            self._dropped[cell_uuid] = now
+            cell = self._cells[cell_uuid]
+            cell.dropped_at = now
             self.late += 1
-            is_due = now >= self._next_line.get(cell_uuid, now)
+            is_due = now >= cell.next_line_at
             if is_due:
-                self._next_line[cell_uuid] = now + LATE_SECONDS
+                cell.next_line_at = now + LATE_SECONDS
         if is_due:
             LOG.warning(
                 'Reports of cell %s wait longer than %g s, after which they are dropped: '
@@ -114,7 +112,7 @@ class ReportBuffer:
         """
         key = agent.host, agent.agent_id
         with self._lock:
-            states = self._states.setdefault(agent.cell_uuid, {})
+            states = self._cells[agent.cell_uuid].states
             known = states.get(key)
             if known is not None and _sent_at(known) > _sent_at(agent):
                 return
@@ -130,12 +128,12 @@ class ReportBuffer:
         """
         call = report.job_id, report.epoch, report.agent_id
         with self._lock:
-            of_cell = self._progress.setdefault(report.cell_uuid, {})
-            known = of_cell.get(call)
-            if known is None and len(of_cell) >= MAX_PROGRESS:
+            progress = self._cells[report.cell_uuid].progress
+            known = progress.get(call)
+            if known is None and len(progress) >= MAX_PROGRESS:
                 self.dropped += 1
             elif known is None or report.sequence > known.sequence:
-                of_cell[call] = report
+                progress[call] = report
 
     def add_images(self, agent_id: str, report: caches.Report) -> None:
         """Buffer the cache inventory that an agent reports.
@@ -160,40 +158,35 @@ class ReportBuffer:
         """Return the number of buffered reports by kind; of images, the number of files."""
         with self._lock:
             return {
-                'state': sum(map(len, self._states.values())),
-                'progress': sum(map(len, self._progress.values())),
+                'state': sum(len(cell.states) for cell in self._cells.values()),
+                'progress': sum(len(cell.progress) for cell in self._cells.values()),
                 'images': self._images_count,
             }
 
     def write_states(self) -> None:
         """Write the buffered heartbeats, and which cells were heard."""
+        since = self._clock() - self._heard_seconds
+        reports: list[model.Agent] = []
+        heard: list[str] = []
         with self._lock:
-            states, self._states = self._states, {}
-            heard = self._heard_cells()
-        reports = [agent for of_cell in states.values() for agent in of_cell.values()]
+            for uuid, cell in self._cells.items():
+                reports += cell.states.values()
+                cell.states.clear()
+                if uuid is not None and cell.is_newly_heard and cell.is_heard(since):
+                    heard.append(uuid)
+                cell.is_newly_heard = False
         if reports and (unregistered := self._agents.report(reports)):
             self._refuse(unregistered)
         if heard:  # only now: a conductor that cannot record heartbeats has not heard the cell
             self._note_heard(heard)
 
-    def _heard_cells(self) -> Collection[str]:
-        newly, self._newly_heard = self._newly_heard, set()
-        return [each for each in newly if self._is_heard(each)]
-
-    def _is_heard(self, cell_uuid: str) -> bool:
-        since = self._clock() - self._heard_seconds
-        has_taken, has_dropped = (
-            of_cells.get(cell_uuid, since) > since for of_cells in (self._taken, self._dropped)
-        )
-        heard = self._heard[cell_uuid]
-        arrive = all(heard.get(topic, since) > since for topic in rpcapi.CELL_TOPICS)
-        return arrive and (has_taken or not has_dropped)
-
     def write_progress(self) -> None:
         """Write the buffered progress."""
+        reports: list[jobs.ProgressReport] = []
         with self._lock:
-            progress, self._progress = self._progress, {}
-        reports = [report for of_cell in progress.values() for report in of_cell.values()]
+            for cell in self._cells.values():
+                reports += cell.progress.values()
+                cell.progress.clear()
         if not reports:
             self._note_transfers({})
             return
@@ -234,6 +227,34 @@ class ReportBuffer:
                 self._images_count += _size(told[kept][1])
             self._images[:0] = told[kept:]
             self.dropped += kept
+
+
+@dataclasses.dataclass
+class _Cell:
+    """What the computes of a cell have reported since the last write, and when it was heard.
+
+    :ivar heard_at: when the last message of each topic arrived
+    :ivar is_newly_heard: a message of any topic has arrived since the last write
+    :ivar taken_at: when the last report arrived in time
+    :ivar dropped_at: when the last report arrived too late
+    :ivar next_line_at: when late reports may be logged again
+    """
+
+    states: dict[tuple[str, str], model.Agent] = dataclasses.field(default_factory=dict)
+    progress: 'dict[_Call, jobs.ProgressReport]' = dataclasses.field(default_factory=dict)
+    heard_at: dict[str, float] = dataclasses.field(default_factory=dict)
+    is_newly_heard: bool = False
+    taken_at: float = -math.inf
+    dropped_at: float = -math.inf
+    next_line_at: float = -math.inf
+
+    def hear(self, topic: str, now: float) -> None:
+        self.heard_at[topic] = now
+        self.is_newly_heard = True
+
+    def is_heard(self, since: float) -> bool:
+        arrive = all(self.heard_at.get(topic, since) > since for topic in rpcapi.CELL_TOPICS)
+        return arrive and (self.taken_at > since or self.dropped_at <= since)
 
 
 _Call = tuple[str, int, str | None]
