@@ -32,7 +32,8 @@ class ReportBuffer:
 
     A cell is heard at a write if messages of all its topics have arrived lately, one of them since
     the last write: with any of its topics silent, its hosts would be so, too, without being down.
-    For the same reason, a cell is not heard while all its reports are late.
+    For the same reason, a cell is not heard while all its reports are late, unless the pings of
+    conductors are in time: then the reports are late for a reason of their hosts.
 
     Their senders do not repeat what was buffered, so progress and inventories that the database
     could not take are written again. Heartbeats are not: the next ones follow soon.
@@ -80,7 +81,7 @@ class ReportBuffer:
             self._cells[cell_uuid].hear(topic, self._clock())
 
     def take(self, cell_uuid: str, topic: str) -> None:
-        """Record that a report of a cell has arrived in time."""
+        """Record that a report of a cell, or a ping in its place, has arrived in time."""
         now = self._clock()
         with self._lock:
             cell = self._cells[cell_uuid]
@@ -235,7 +236,7 @@ class _Cell:
 
     :ivar heard_at: when the last message of each topic arrived
     :ivar is_newly_heard: a message of any topic has arrived since the last write
-    :ivar taken_at: when the last report arrived in time
+    :ivar taken_at: when the last report, or ping in its place, arrived in time
     :ivar dropped_at: when the last report arrived too late
     :ivar next_line_at: when late reports may be logged again
     """

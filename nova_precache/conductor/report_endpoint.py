@@ -20,6 +20,9 @@ LOG = logging.getLogger(__name__)
 
 # A report is read in less than a millisecond.
 THREADS = 8
+_MOST_AGE = datetime.timedelta(seconds=rpcapi.REPORT_SECONDS)
+# A report looks older than it is by the time that the answer before it took.
+_SURELY_IN_TIME = _MOST_AGE / 2
 
 
 def first_answer(database_clock: clock.DatabaseClock, interval: pace.Pace) -> model.ReportAnswer:
@@ -60,13 +63,19 @@ class ReportEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
     def ping(self, ctxt: context.RequestContext, sent: object = None, **unknown: Any) -> str:
         """Record that reports of the cell arrive in time; return the version that is served.
 
+        A ping waits in the queue of the reports. So one that is surely in time counts as a report
+        in time: a report that looks too old then shows something of its host only.
+
         :param sent: as of a report, by the conductor that sends the ping; None if it does not
             know the database's time
         :raises nova_precache.exception.DatabaseUnavailable: the time is not known yet
         :raises nova_precache.exception.InvalidInput: the time is out of range
         """
         sent_at = wire.maybe(wire.sending_time, sent, 'sent')
-        if sent_at is None or not self._is_late(sent_at, self._clock.now()):
+        age = None if sent_at is None else self._clock.now() - sent_at
+        if age is not None and age <= _SURELY_IN_TIME:
+            self._reports.take(self._cell_uuid, rpcapi.REPORTS_TOPIC)
+        elif age is None or age <= _MOST_AGE:
             self._reports.hear(self._cell_uuid, rpcapi.REPORTS_TOPIC)
         return super().ping(ctxt)
 
@@ -96,16 +105,13 @@ class ReportEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
             agent = wire.text(agent_id, 'agent_id', wire.ID_MAX, 1)
             sent_at = wire.sending_time(sent, 'sent')
         now = self._clock.now()
-        is_late = self._is_late(sent_at, now)
+        is_late = now - sent_at > _MOST_AGE
         if is_late:
             self._reports.drop(self._cell_uuid)
         else:
             self._reports.take(self._cell_uuid, rpcapi.REPORTS_TOPIC)
             self._read(name, agent, min(sent_at, now), state, progress, images)
         return model.ReportAnswer(now, self._pace.next_seconds(), not is_late).to_wire()
-
-    def _is_late(self, sent_at: datetime.datetime, now: datetime.datetime) -> bool:
-        return now - sent_at > datetime.timedelta(seconds=rpcapi.REPORT_SECONDS)
 
     def _read(
         self,

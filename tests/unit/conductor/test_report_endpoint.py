@@ -280,6 +280,34 @@ def test_late_report_of_one_host_hides_no_others(world: World, conductor: Conduc
     assert (conductor.heard, conductor.reports.late) == ([world.cell.uuid], 100)
 
 
+@pytest.mark.parametrize(('ping_age', 'is_heard'), [(0, True), (2, True), (4, False)])
+def test_old_report_leaves_cell_heard_by_pings(
+    world: World, conductor: Conductor, ping_age: float, is_heard: bool
+) -> None:
+    conductor.reports.hear(world.cell.uuid, rpcapi.TOPIC)
+
+    conductor.ping(ping_age)
+    conductor.report('h2', age=3600)
+    conductor.write()
+
+    assert conductor.heard == ([world.cell.uuid] if is_heard else [])
+
+
+def test_old_report_saves_no_dead_host(world: World, conductor: Conductor) -> None:
+    world.living('h2')
+    world.hears(for_seconds=3600)
+    world.dead('h1')
+    for _ in range(4):
+        world.pass_time(5)
+        conductor.monotonic += 5
+        conductor.reports.hear(world.cell.uuid, rpcapi.TOPIC)
+        conductor.report('h2', age=3600)
+        conductor.ping()
+        conductor.write()
+
+    assert world.agents.down(['h1', 'h2']).keys() == {'h1'}
+
+
 def test_overload_makes_no_host_down_or_up(world: World, conductor: Conductor) -> None:
     world.living('h2')
     world.hears(for_seconds=3600)
