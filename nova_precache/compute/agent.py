@@ -269,13 +269,8 @@ class ComputeAgent:
 
     def send_reports(self) -> None:
         """Send the state, the progress of each running transfer, and news of the cache."""
-        if self._has_left:
-            return
-        try:
+        if not self._has_left:
             self._reports.send()
-        except exception.PrecacheError as exc:
-            level = logging.DEBUG if outages.is_logged(exc) else logging.WARNING
-            LOG.log(level, 'Failed to report the state of host %s: %s', self.host, exc)
 
     def report_images(self) -> None:
         """Report the cache inventory if it is due; after a registration, all of it."""

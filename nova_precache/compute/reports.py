@@ -80,6 +80,7 @@ class Reports:
         self._news: _News | None = None
         self._is_closed = False
         self._lost = 0
+        self._outage = outages.Outage(f'A conductor for host {name.host}', clock)
         self._next_at = self._look_at = clock()
 
     def registered(self, answer: model.ReportAnswer | None) -> None:
@@ -118,10 +119,7 @@ class Reports:
             self._conductor.report_images(host, agent_id, news)
 
     def send(self) -> None:
-        """Send what is due; to be called about once a second.
-
-        :raises nova_precache.exception.PrecacheError: an older conductor was not reached
-        """
+        """Send what is due; to be called about once a second."""
         known, now = self._known, self._clock()
         if known is None:
             self._send_one_by_one()
@@ -173,8 +171,7 @@ class Reports:
         return answer.is_taken
 
     def _note(self, answer: model.ReportAnswer, sent_at: float) -> None:
-        if self._lost >= MOST_LOST:
-            LOG.info('A conductor answers the reports of host %s again', self._name.host)
+        self._outage.over()
         self._lost = 0
         self._known = _Known(answer.now, self._clock())
         self._next_at = sent_at + self._interval.clamp(answer.next_seconds) - self._slack
@@ -187,10 +184,12 @@ class Reports:
             self._report_as_before()
         elif self._lost >= MOST_LOST:
             self._look_for_downgrade()
-        level = logging.WARNING if self._lost == MOST_LOST else logging.DEBUG
-        if outages.is_logged(error):
-            level = logging.DEBUG
-        LOG.log(level, 'Failed to report the state of host %s: %s', self._name.host, error)
+        if self._lost >= MOST_LOST:
+            self._log_outage(error)
+
+    def _log_outage(self, error: exception.PrecacheError) -> None:
+        if not outages.is_logged(error):  # as one of the broker
+            self._outage.began(error)
 
     @property
     def _slack(self) -> float:
@@ -252,6 +251,9 @@ class Reports:
                     each.job_id, each.epoch, each.sequence, each.progress
                 )
             is_sent = True
+            self._outage.over()
+        except exception.PrecacheError as exc:
+            self._log_outage(exc)
         finally:
             if not is_sent:
                 self._put_back(state, None)

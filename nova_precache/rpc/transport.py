@@ -93,9 +93,9 @@ class Transport:
 
         :raises nova_precache.exception.CellUnreachable: the broker did not take the message
         """
-        self._refuse_more_unanswered(what)
-        sent = _in_background(ctxt, functools.partial(self._use, work))
         with self.noted(), errors.translate_errors(what):
+            self._refuse_more_unanswered(what)
+            sent = _in_background(ctxt, functools.partial(self._use, work))
             try:
                 return _wait(sent, seconds)
             finally:

@@ -616,6 +616,30 @@ def test_cast_to_silent_broker_abandoned(
     silent.set()
 
 
+def test_further_casts_to_silent_broker_logged_once(
+    connect: Callable[[str], rpc.Transport],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    silent = threading.Event()
+    monkeypatch.setattr(
+        messaging.rpc.client._BaseCallContext, 'cast', lambda *_, **__: silent.wait()
+    )
+    monkeypatch.setattr(rpc.transport, 'SEND_SECONDS', 0.01)
+    client = rpc.Client(connect('a'), TOPIC)
+    errors: list[Exception] = []
+
+    for _ in range(rpc.transport.MOST_UNANSWERED + 2):
+        with pytest.raises(exception.CellUnreachable) as caught:
+            client.cast(CTXT, 'note', '1.0')
+        errors.append(caught.value)
+    silent.set()
+
+    assert 'the broker has accepted none' in str(errors[-1])
+    assert all(map(outages.is_logged, errors)), 'so that no caller logs them'
+    assert len(caplog.records) == 1
+
+
 def test_failed_server_start_retried(
     connect: Callable[[str], rpc.Transport],
     monkeypatch: pytest.MonkeyPatch,

@@ -16,7 +16,11 @@ from tools.waiting import TIMEOUT_SECONDS
 
 LONGEST = 10.0
 NEWS = reporter.CacheNews([], ('gone',))
-NO_ANSWER = exception.CellUnreachable('no conductor answered report')
+
+
+def no_answer(times: int) -> list[Exception]:
+    """Return new errors: one that was logged is marked."""
+    return [exception.CellUnreachable('no conductor answered report') for _ in range(times)]
 
 
 class Moving:
@@ -155,7 +159,7 @@ def test_lost_report_sent_again(host: Host, moving: Moving, conductor: FakeRepor
     moving.to(5)
     host.reports.add_state({'free_bytes': 1})
     told = host.has_news()
-    conductor.report_errors = [NO_ANSWER]
+    conductor.report_errors = no_answer(1)
     assert host.after(1) == []
     assert not told.done()
 
@@ -169,7 +173,7 @@ def test_lost_report_sent_again(host: Host, moving: Moving, conductor: FakeRepor
 def test_newer_news_replace_lost_ones(host: Host, moving: Moving, conductor: FakeReporter) -> None:
     moving.to(5)
     host.reports.add_state({'free_bytes': 1})
-    conductor.report_errors = [NO_ANSWER]
+    conductor.report_errors = no_answer(1)
     host.after(1)
     host.reports.add_state({'free_bytes': 2})
     moving.to(6)
@@ -187,7 +191,7 @@ def test_standing_still_repeated_after_loss(
     for bytes_done in (1, 1000, 2000):
         moving.to(bytes_done)
         host.after(1)
-    conductor.report_errors = [NO_ANSWER]
+    conductor.report_errors = no_answer(1)
     assert host.after(model.STILL_SECONDS) == []
     assert conductor.report_errors == []
 
@@ -277,9 +281,9 @@ def test_unsent_progress_repeated_to_older_conductor(
 ) -> None:
     conductor.serves = False
     host.register()
-    conductor.report_errors = [NO_ANSWER]
-    with pytest.raises(exception.CellUnreachable):
-        host.after(1)
+    conductor.report_errors = no_answer(1)
+    host.after(1)
+    assert conductor.progress == []
 
     host.after(1)
 
@@ -290,9 +294,8 @@ def test_newer_state_replaces_unsent_one(host: Host, conductor: FakeReporter) ->
     conductor.serves = False
     host.register()
     host.reports.add_state({'free_bytes': 1})
-    conductor.report_errors = [NO_ANSWER]
-    with pytest.raises(exception.CellUnreachable):
-        host.after(1)
+    conductor.report_errors = no_answer(1)
+    host.after(1)
     host.reports.add_state({'free_bytes': 2})
 
     host.after(1)
@@ -301,8 +304,8 @@ def test_newer_state_replaces_unsent_one(host: Host, conductor: FakeReporter) ->
 
 
 def test_absent_conductor_gets_few_reports(host: Host, conductor: FakeReporter) -> None:
-    conductor.report_errors = [NO_ANSWER] * 100
-    conductor.look_errors = [NO_ANSWER] * 100
+    conductor.report_errors = no_answer(100)
+    conductor.look_errors = no_answer(100)
     tried = []
 
     for second in range(60):
@@ -315,7 +318,7 @@ def test_absent_conductor_gets_few_reports(host: Host, conductor: FakeReporter) 
 
 
 def test_returned_conductor_gets_usual_reports(host: Host, conductor: FakeReporter) -> None:
-    conductor.report_errors = [NO_ANSWER] * 6
+    conductor.report_errors = no_answer(6)
     while conductor.report_errors:
         host.reports.add_state({})
         host.after(1)
@@ -331,7 +334,7 @@ def test_returned_conductor_gets_usual_reports(host: Host, conductor: FakeReport
 
 def test_only_one_report_is_outstanding(host: Host, conductor: FakeReporter) -> None:
     host.reports.add_state({})
-    conductor.report_errors = [NO_ANSWER]
+    conductor.report_errors = no_answer(1)
     host.after(1)
     host.reports.add_state({})
 
@@ -376,7 +379,7 @@ def test_upgraded_conductor_found_and_registered_with(host: Host, conductor: Fak
 def test_older_conductor_is_not_registered_with(host: Host, conductor: FakeReporter) -> None:
     conductor.serves = False
     host.register()
-    conductor.look_errors = [NO_ANSWER]
+    conductor.look_errors = no_answer(1)
 
     for _ in range(5):
         host.after(reports.LOOK_SECONDS)
@@ -389,7 +392,7 @@ def test_rolled_back_conductor_gets_news_again(
     host: Host, moving: Moving, conductor: FakeReporter
 ) -> None:
     conductor.serves = False
-    conductor.report_errors = [NO_ANSWER] * reports.MOST_LOST
+    conductor.report_errors = no_answer(reports.MOST_LOST)
     host.reports.add_state({'free_bytes': 1})
     told = host.has_news()
     for _ in range(3):
@@ -429,8 +432,8 @@ def test_refusing_conductor_not_looked_for_at_once(host: Host, conductor: FakeRe
 
 
 def test_absent_conductors_change_no_mode(host: Host, conductor: FakeReporter) -> None:
-    conductor.report_errors = [NO_ANSWER] * 5
-    conductor.look_errors = [NO_ANSWER] * 10
+    conductor.report_errors = no_answer(5)
+    conductor.look_errors = no_answer(10)
     while conductor.report_errors:
         host.reports.add_state({})
         host.after(LONGEST)
@@ -443,15 +446,34 @@ def test_silence_and_return_logged_once(
     host: Host, conductor: FakeReporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level('INFO')
-    conductor.report_errors = [NO_ANSWER] * 5
+    conductor.report_errors = no_answer(5)
     for _ in range(10):
         host.reports.add_state({})
         host.after(LONGEST)
 
     assert caplog.messages == [
-        'Failed to report the state of host h1: no conductor answered report',
-        'A conductor answers the reports of host h1 again',
+        'A conductor for host h1 is unavailable: no conductor answered report',
+        'A conductor for host h1 is available again, after 40 s',
     ]
+
+
+def test_older_conductor_away_logged_once(
+    host: Host, conductor: FakeReporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    conductor.serves = False
+    host.register()
+    conductor.report_errors = no_answer(30)
+    host.reports.add_state({'host': 'h1'})
+    caplog.set_level('INFO')
+
+    for _ in range(40):
+        host.after(1)
+
+    assert caplog.messages == [
+        'A conductor for host h1 is unavailable: no conductor answered report',
+        'A conductor for host h1 is available again, after 30 s',
+    ]
+    assert conductor.states == [{'host': 'h1'}], 'the news were sent again until one took them'
 
 
 def test_registration_reports_progress_again(
