@@ -17,7 +17,6 @@ from nova_precache.image import service
 
 LOG = logging.getLogger(__name__)
 
-MOVING_WITHIN_SECONDS = 30.0
 # After these outcomes, the other jobs of the host would fail, too.
 _HOST_IS_LEFT = frozenset({model.Retry.BACKOFF, model.Retry.LATER})
 _ASK = jobs.NextJobResult(job_outcome.STALE)
@@ -43,6 +42,7 @@ class HostWorker:
         raises ``CellUnreachable`` or ``HostOccupied`` if that is unknown
     :param computes: returns the client of a cell by its uuid
     :param access: returns the image endpoint and a fresh token for a call
+    :param moving_seconds: a transfer without progress for so long does not move
     :ivar slots: returns those of the conductor, set by its dispatcher; without them, no host
         gives way to another
     """
@@ -57,6 +57,7 @@ class HostWorker:
         images: service.ImageService,
         access: Callable[[], tuple[str | None, str | None]],
         breakers: breaker.CellBreakers,
+        moving_seconds: float,
     ) -> None:
         self._conductor_id = conductor_id
         self._jobs = job_store
@@ -67,6 +68,7 @@ class HostWorker:
         self._companions = companions.CompanionLookup(images)
         self._access = access
         self._breakers = breakers
+        self._moving_seconds = moving_seconds
         self.slots: Callable[[], job_claim.Slots | None] = lambda: None
 
     def serve(
@@ -211,7 +213,7 @@ class HostWorker:
     def _assign_again(self, assignment: jobs.Assignment) -> jobs.Assignment | None:
         self._breakers.succeeded(assignment.cell_uuid)  # its broker took the call
         is_moving = self._tracker.database_wait.wait_out(
-            lambda: self._jobs.is_moving(assignment.job_id, MOVING_WITHIN_SECONDS)
+            lambda: self._jobs.is_moving(assignment.job_id, self._moving_seconds)
         )
         if not is_moving:
             return None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from nova_precache import model
+from nova_precache.conductor import rpcapi
 from nova_precache.db import jobs
 
 SHORTEST_SECONDS = 1.0
@@ -20,6 +21,16 @@ MESSAGE_SECONDS = 0.001
 TRANSFER_SECONDS = 0.0001
 # Hosts with transfers report within it, though other conductors may receive some reports.
 WINDOW_SECONDS = 2 * model.LONGEST_REPORT_SECONDS
+# Until a compute has missed the answer to a report, and has sent it again.
+LOST_SECONDS = rpcapi.REPORT_SECONDS + 3
+
+
+def moving_seconds(write_seconds: float) -> float:
+    """Return how old the recorded progress of a moving transfer may be, after a lost report.
+
+    :param write_seconds: the interval of writes of progress, of which one may be late by another
+    """
+    return model.LONGEST_REPORT_SECONDS + LOST_SECONDS + 2 * write_seconds
 
 
 class Pace:

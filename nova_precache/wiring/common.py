@@ -77,7 +77,11 @@ def explanation_store(
 
 def _compute_silent_seconds(conf: cfg.ConfigOpts) -> float:
     """Allow for the write of a report, so that a rate is 0 after two intervals without reports."""
-    late_seconds = max(conf.report_interval / 2, conf.conductor.heartbeat_write_interval_seconds)
+    late_seconds = max(
+        conf.report_interval / 2,
+        conf.conductor.heartbeat_write_interval_seconds,
+        conf.conductor.progress_write_interval_seconds,
+    )
     return float(max(conf.report_interval + late_seconds, _LATE_PROGRESS_SECONDS))
 
 

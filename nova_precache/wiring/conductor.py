@@ -268,6 +268,7 @@ class ConductorParts:
             images=self.images,
             access=lambda: (self.images.endpoint(), self.images.token()),
             breakers=self.breakers,
+            moving_seconds=pace.moving_seconds(self.conf.conductor.progress_write_interval_seconds),
         )
 
     def _measured_compute(self, cell_uuid: str) -> host_worker.ComputeClient:

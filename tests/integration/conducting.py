@@ -171,6 +171,7 @@ class Conductor:
             images=images,
             access=lambda: ('http://glance', 'token'),
             breakers=breakers,
+            moving_seconds=30,
         )
         self._dispatcher = dispatcher.Dispatcher(
             conductor_id=self._order.conductor_id,

@@ -205,6 +205,7 @@ class Parts:
             images=self.images,
             access=self.access,
             breakers=self.breakers,
+            moving_seconds=30,
         )
 
     def planning(self, conductor: str = 'c1', chunk_tasks: int = 1000) -> planning.Planning:

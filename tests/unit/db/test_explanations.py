@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nova_precache import model
+from nova_precache import conf, model
 from nova_precache.cells import names
 from nova_precache.db import explanations, jobs, nova_calls, pages, requests, services
 from nova_precache.db.engine import models, session
 from nova_precache.db.job import turns
+from nova_precache.wiring import common
 from tests.unit.conftest import BROKEN, CACHED, GAP_SECONDS, LEASE_SECONDS, World
 
 SILENT_SECONDS = 15
@@ -350,6 +351,20 @@ def test_slow_transfer_keeps_its_rate(living: World) -> None:
 
     assert (task.rate_bytes, task.reason) == (3, None)
     assert shown(living, request).rate_bytes == 3
+
+
+def test_rare_writes_of_progress_hide_no_rate(living: World) -> None:
+    rare = conf.new(config_files=[])
+    rare.set_override('progress_write_interval_seconds', 40, 'conductor')
+    request = living.planned(['h1'], ['i1'])
+    living.begun()
+    report(living, 'h1', 3)
+    silence(living, 'h1', 30)
+
+    store = common.explanation_store(rare, living.database, names.CellNames(living.inventory))
+    (task,) = store.tasks(living.requests.tasks(request.id))
+
+    assert (task.rate_bytes, task.reason) == (3, None)
 
 
 def test_restarted_compute_loses_its_rate(living: World) -> None:
