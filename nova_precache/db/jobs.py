@@ -450,7 +450,8 @@ class Jobs:
     ) -> Sequence[job_outcome.Recorded]:
         """Count attempts that were not made because the cell is unreachable.
 
-        Jobs that others claimed or counted meanwhile stay unchanged.
+        One call at a time probes such a cell: if only its attempts counted, the outcome of a
+        request would take hours. Jobs that others claimed or counted meanwhile stay unchanged.
         """
 
         def work(session: orm.Session) -> Sequence[job_outcome.Recorded]:
