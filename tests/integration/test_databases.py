@@ -552,6 +552,38 @@ def test_locked_job_holds_up_one_chunk(
     assert [moved[call.host] for call in calls] == [50, 50, 50, 100]
 
 
+def test_jobs_locked_in_order_of_keys(database: session.Database) -> None:
+    if database.engine.dialect.name != 'postgresql':
+        pytest.skip('there, an UPDATE locks rows in the order in which it finds them')
+    world = open_world(database)
+    for host in ('h2', 'h1'):  # so a scan of the table finds h2 first
+        world.planned([host], ['i1'])
+    first, second = sorted(str(job.active_key) for job in world.all_jobs())
+
+    with database.engine.begin() as holder, futures.ThreadPoolExecutor() as pool:
+        job = sa.select(models.Job.id).where(models.Job.active_key == first)
+        holder.execute(job.with_for_update())
+        raised = pool.submit(
+            database.write, lambda s: locking.lock_keys(s, [first, second], least_priority=5)
+        )
+        world.wait(lambda: _waits_for_lock(database))
+        is_locked = _is_locked(database, models.Job.active_key == second)
+        holder.commit()
+        raised.result(TIMEOUT_SECONDS)
+
+    assert not is_locked
+    assert [job.priority for job in world.all_jobs()] == [5, 5]
+
+
+def _waits_for_lock(database: session.Database) -> bool:
+    waits = sa.text(
+        'SELECT count(*) FROM pg_stat_activity '
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with database.reader() as reader:
+        return reader.scalars(waits).one() > 0
+
+
 def test_overlapping_progress_meets_no_deadlock(
     database: session.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,10 +74,15 @@ _LOCK = (
     .where(_ITS_KEY)
     .values(priority=sa.case((_TABLE.c.priority < _LEAST, _LEAST), else_=_TABLE.c.priority))
 )
-# For PostgreSQL, where an UPDATE writes a new version of each row that it finds.
-_LOCK_AS_THEY_ARE = (
-    sa.select(_TABLE.c.id).where(_ITS_KEY).order_by(_TABLE.c.active_key).with_for_update()
+# For PostgreSQL, where an UPDATE locks rows in the order in which it finds them, and writes a new
+# version of each. In the order of the chunks, whatever the collation of the database.
+_LOCK_IN_ORDER = (
+    sa.select(_TABLE.c.id)
+    .where(_ITS_KEY)
+    .order_by(_TABLE.c.active_key.collate('C'))
+    .with_for_update()
 )
+_RAISE = sa.update(_TABLE).where(_ITS_KEY, _TABLE.c.priority < _LEAST).values(priority=_LEAST)
 _ANY_PRIORITY = -(2**31)
 _KEYS_AT_ONCE = 1000
 _LOOK = (
@@ -137,9 +142,12 @@ def lock_keys(
 
     :param least_priority: raise their priority to this one
     """
-    stay = least_priority == _ANY_PRIORITY and session.get_bind().dialect.name == 'postgresql'
+    is_postgresql = session.get_bind().dialect.name == 'postgresql'
     for chunk in db_session.chunks(sorted(keys), _KEYS_AT_ONCE):
-        if stay:
-            db_session.run(session, _LOCK_AS_THEY_ARE, {'keys': chunk})
-        else:
-            db_session.run(session, _LOCK, {'keys': chunk, 'least_priority': least_priority})
+        values = {'keys': chunk, 'least_priority': least_priority}
+        if not is_postgresql:
+            db_session.run(session, _LOCK, values)
+            continue
+        db_session.run(session, _LOCK_IN_ORDER, {'keys': chunk})
+        if least_priority > _ANY_PRIORITY:
+            db_session.run(session, _RAISE, values)
