@@ -191,6 +191,26 @@ def test_writer_sees_commits_after_autocommit(
     assert counting.counters(database) == counting.sums(database)
 
 
+def test_snapshot_is_one_after_autocommit(database: session.Database) -> None:
+    """A connection that was used at another level between two snapshots is prepared again."""
+    if database.engine.dialect.name == 'postgresql':
+        pytest.skip('its readers see what others commit')
+    world = open_world(database)
+    world.living('h1')
+    with database.one_snapshot():
+        world.agents.list()
+    with database.engine.connect().execution_options(isolation_level='AUTOCOMMIT') as connection:
+        connection.exec_driver_sql('SELECT 1')
+
+    with database.one_snapshot():
+        before = world.agents.list()
+        with futures.ThreadPoolExecutor() as pool:
+            pool.submit(world.dead, 'h1').result(TIMEOUT_SECONDS)
+        after = world.agents.list()
+
+    assert after == before
+
+
 def _report(world: World, call: jobs.Assignment, done: int) -> None:
     assert world.jobs.record_progress([_progress(call, 1, done)]) == 1
 

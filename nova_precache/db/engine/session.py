@@ -151,6 +151,7 @@ class Database:
         self.outage = outages.Outage(f'Database of {name}')
         engine.hide_parameters = True  # in errors: those of a cell contain passwords
         pymysql_times.read_faster(engine)
+        _notice_other_levels(engine)
         self._silence = timeouts.limit(engine, limits)
         if read_only:
             _refuse_writes(engine)
@@ -621,6 +622,15 @@ def _see_what_others_commit(engine: sa.Engine) -> None:
         # A connection that was used at another level, as AUTOCOMMIT, gets this one back; by
         # default that is the level of the server.
         engine.dialect.default_isolation_level = _WHAT_OTHERS_COMMIT
+
+
+def _notice_other_levels(engine: sa.Engine) -> None:
+    """Forget the kept level of a connection that is used at another: it gets the default back."""
+
+    @sa.event.listens_for(engine, 'set_connection_execution_options')
+    def _forget_level(connection: sa.Connection, options: Mapping[str, Any]) -> None:
+        if 'isolation_level' in options:
+            connection.info.pop(_KEPT_LEVEL, None)
 
 
 _READ_ONLY = {
