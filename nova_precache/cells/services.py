@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 
 import sqlalchemy as sa
 
-from nova_precache.db.engine import session as db_session, timeouts
+from nova_precache.db.engine import expressions, session as db_session, timeouts
 
 _LIMITS = timeouts.TimeLimits(connect_seconds=5, answer_seconds=10, lock_seconds=5)
 
@@ -33,11 +33,11 @@ _COMPUTES = sa.select(
     _SERVICES.c.forced_down,
     # A service that has not reported yet counts from its creation, as in Nova.
     sa.func.coalesce(_SERVICES.c.last_seen_up, _SERVICES.c.created_at).label('seen_at'),
-    db_session.database_now().label('now'),
+    expressions.database_now().label('now'),
 ).where(
     _SERVICES.c.binary == 'nova-compute',
     _SERVICES.c.deleted == 0,
-    _SERVICES.c.host.in_(db_session.keys()),
+    _SERVICES.c.host.in_(expressions.keys()),
 )
 # Nova's mappings name Nova's drivers; these are the ones of this service.
 _DRIVERS: Mapping[str, str] = {

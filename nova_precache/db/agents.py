@@ -13,7 +13,7 @@ from sqlalchemy import orm
 
 from nova_precache import exception, model, wire
 from nova_precache.db import hearing, pages, standing
-from nova_precache.db.engine import models, row_list, session as db_session
+from nova_precache.db.engine import expressions, models, row_list, session as db_session
 from nova_precache.db.job import locking, outcome as job_outcome
 
 LOG = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _REPORTS = row_list.RowList(
     text_key='host',
 )
 # An older agent's report has no time: it counts as sent when it is written.
-_SENT_AT = sa.func.coalesce(_REPORTS.c.seen_at, db_session.database_now())
+_SENT_AT = sa.func.coalesce(_REPORTS.c.seen_at, expressions.database_now())
 _REPORT = (
     sa.update(_AGENT)
     .where(
@@ -54,7 +54,7 @@ _REPORT = (
         # A report may arrive after the goodbye.
         sa.not_(standing.is_stopped(models.Agent)),
         # Or after a later one, through another conductor; the database's clock may be put back.
-        sa.or_(_AGENT.c.seen_at <= _SENT_AT, _AGENT.c.seen_at > db_session.database_now()),
+        sa.or_(_AGENT.c.seen_at <= _SENT_AT, _AGENT.c.seen_at > expressions.database_now()),
     )
     .values(seen_at=_SENT_AT, **{name: _REPORTS.c[name] for name in _REPORTED})
 )
@@ -138,7 +138,7 @@ class Agents:
                 agent.cell_uuid == cell_uuid,
                 agent.boot_id == boot_id,
             )
-            .values(stopped_at=db_session.database_now())
+            .values(stopped_at=expressions.database_now())
         )
         if not self._database.write(lambda s: db_session.rowcount(s.execute(stopped))):
             raise exception.AgentConflict(f'Agent {agent_id} is not registered for host {host}')

@@ -18,7 +18,7 @@ from sqlalchemy import orm
 
 from nova_precache import model, pace
 from nova_precache.db import hearing, rows, standing
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 from nova_precache.db.job import claim as job_claim, host_limits, progress, turns
 from nova_precache.db.request import gating, waiting
 
@@ -220,7 +220,7 @@ class _Loaded:
 
 
 _TASK, _JOB, _REQUEST, _CLAIM = models.Task, models.Job, models.CacheRequest, models.Claim
-_KEYS = db_session.keys()
+_KEYS = expressions.keys()
 _JOINED = (
     sa.select(
         _TASK.id,
@@ -246,7 +246,7 @@ _HEARING = models.Hearing
 _CONDUCTORS = sa.select(
     sa.null().label('cell_uuid'),
     sa.null().label('request_id'),
-    db_session.database_now().label('at'),
+    expressions.database_now().label('at'),
     sa.func.max(_CLAIM.lease_expires_at).label('until'),
     sa.func.count().label('number'),
     sa.select(sa.func.max(models.Service.seen_at))
@@ -271,17 +271,17 @@ _REQUESTS = sa.select(
 ).where(_REQUEST.id.in_(_KEYS))
 _CALLED = sa.select(_JOB.host, _JOB.status, _JOB.progress_at, _JOB.rate_bytes).where(
     _JOB.host.in_(_KEYS),
-    db_session.one_of(_JOB.status, model.TASK_IN_FLIGHT),
+    expressions.one_of(_JOB.status, model.TASK_IN_FLIGHT),
     _JOB.epoch.is_not(None),
 )
 
 
 def _first_in(status: str) -> sa.ColumnElement[int]:
     """Select the first task of a request in a status, by one look into an index."""
-    is_its = db_session.led_by(_TASK.request_id, _REQUEST.id)
+    is_its = expressions.led_by(_TASK.request_id, _REQUEST.id)
     its = sa.select(_TASK.id).where(is_its, _TASK.status == status).correlate(_REQUEST)
     first = its.order_by(_TASK.request_id, _TASK.id).limit(1)
-    return db_session.by_index(first, _TASK, 'cache_tasks_status_idx').scalar_subquery()
+    return expressions.by_index(first, _TASK, 'cache_tasks_status_idx').scalar_subquery()
 
 
 _WORKING, _WAITING = sorted(model.TASK_WORKING), sorted(model.TASK_WAITING)
@@ -292,7 +292,7 @@ _CANARIES_AT_ONCE = 20
 _TASKS = _JOINED.with_only_columns(
     *rows.TASK, *(column for column in _JOINED.selected_columns if column.key != _TASK.id.key)
 )
-_SILENT_SINCE = db_session.seconds_ago(sa.bindparam('silent_seconds', type_=sa.Float()))
+_SILENT_SINCE = expressions.seconds_ago(sa.bindparam('silent_seconds', type_=sa.Float()))
 # The rates of requests that silent or restarted computes reported: of few, if any.
 _STALE = (
     sa.select(
@@ -300,7 +300,7 @@ _STALE = (
     )
     .join(_JOB, _JOB.uuid == _TASK.job_uuid)
     .join(models.Agent, models.Agent.host == _TASK.host)
-    .where(_TASK.request_id.in_(_KEYS), db_session.one_of(_TASK.status, model.TASK_WORKING))
+    .where(_TASK.request_id.in_(_KEYS), expressions.one_of(_TASK.status, model.TASK_WORKING))
     .where(_TASK.rate_bytes > 0, turns.is_stale(_SILENT_SINCE))
     .group_by(_TASK.request_id)
 )

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
 
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 
 # Stands for a cell: whether the reports of conductors and APIs can be written.
 SERVICES = 'services'
@@ -46,12 +46,12 @@ _OF_CELLS = sa.select(models.Hearing.cell_uuid, models.Hearing.since, models.Hea
     models.Hearing.cell_uuid != SERVICES
 )
 # The row without a cell is the clock's.
-_NOW = db_session.database_now()
+_NOW = expressions.database_now()
 _CLOCK_AND_CELLS = sa.select(
     sa.null().label('cell_uuid'), _NOW.label('since'), _NOW.label('until')
 ).union_all(_OF_CELLS)
 _UNHEARD = sa.select(models.Hearing.cell_uuid).where(
-    models.Hearing.cell_uuid != SERVICES, models.Hearing.until < db_session.database_now()
+    models.Hearing.cell_uuid != SERVICES, models.Hearing.until < expressions.database_now()
 )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db import standing
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 from nova_precache.db.job import locking, outcome as job_outcome
 
 # Prefix of the reason of jobs that wait for such a host; see agents.Agents.down.
@@ -78,7 +78,7 @@ class Waiting:
         is_away = sa.or_(*(job.reason.startswith(word) for word in (DOWN, DISABLED)))
         return sa.and_(
             job.status == model.TaskStatus.RETRY_WAIT,
-            job.next_attempt_at > db_session.database_now(),
+            job.next_attempt_at > expressions.database_now(),
             is_away,
         )
 

@@ -18,7 +18,7 @@ from sqlalchemy import orm
 
 from nova_precache import exception, model, states, wire
 from nova_precache.db import job_batch
-from nova_precache.db.engine import group_commit, models, session as db_session
+from nova_precache.db.engine import expressions, group_commit, models, session as db_session
 from nova_precache.db.job import (
     call,
     claim as job_claim,
@@ -320,7 +320,7 @@ class Jobs:
         This does not count as an attempt.
         """
         job = models.Job
-        due = job_claim.due(db_session.database_now(), model.TASK_WAITING)
+        due = job_claim.due(expressions.database_now(), model.TASK_WAITING)
 
         def work(session: orm.Session) -> int:
             waiting = session.scalars(sa.select(job.uuid).where(job.host == host, due)).all()

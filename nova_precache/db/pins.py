@@ -19,7 +19,7 @@ from sqlalchemy import orm
 
 from nova_precache import exception, model
 from nova_precache.db import hearing, pages
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 from nova_precache.db.request import queries
 
 PINS = pages.Listing(
@@ -361,7 +361,7 @@ _UNPLANNED = sa.select(_REQUEST.pin_id, _REQUEST.hosts, _PAUSED.label('paused'))
     _REQUEST.pin_id.is_not(None), _IS_ACTIVE, _REQUEST.planned_at.is_(None)
 )
 _IS_DUE = sa.or_(
-    _TASK.next_attempt_at.is_(None), _TASK.next_attempt_at <= db_session.database_now()
+    _TASK.next_attempt_at.is_(None), _TASK.next_attempt_at <= expressions.database_now()
 )
 _MAY_BE_HEARD = sa.or_(
     _TASK.cell_uuid.is_(None), _TASK.cell_uuid.not_in(sa.bindparam('unheard', expanding=True))

@@ -15,7 +15,7 @@ from sqlalchemy import orm
 
 from nova_precache import exception, model
 from nova_precache.db import agents, hearing, standing
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 
 # After that many intervals without a report of any process, none is judged by its silence.
 GAP_REPORTS = 3
@@ -68,7 +68,7 @@ class Services:
         row = models.Service
         stopped = db_session.update(row).where(row.id == process_id)
         self._database.write(
-            lambda session: session.execute(stopped.values(stopped_at=db_session.database_now()))
+            lambda session: session.execute(stopped.values(stopped_at=expressions.database_now()))
         )
 
     def purge(self, retention_days: int) -> None:

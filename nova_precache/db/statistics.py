@@ -14,7 +14,7 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db import hearing, standing, task_counts
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _waits_for(status: str, ready: bool) -> str:
 def _oldest_ready_seconds(session: orm.Session) -> float:
     job = models.Job
     ready = sa.and_(job.status == model.TaskStatus.QUEUED, job.ready)
-    query = sa.select(sa.func.min(job.created_at), db_session.database_now()).where(ready)
+    query = sa.select(sa.func.min(job.created_at), expressions.database_now()).where(ready)
     oldest, now = session.execute(query).one()
     return 0.0 if oldest is None else _seconds(now - oldest)
 

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 
 LOG = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ _SUMS = sa.select(
     ),
 ).group_by(_TASK.request_id, _TASK.status)
 _OF_JOBS = _SUMS.where(
-    _TASK.job_uuid.in_(db_session.keys()), _TASK.status.in_(model.TASK_IN_FLIGHT)
+    _TASK.job_uuid.in_(expressions.keys()), _TASK.status.in_(model.TASK_IN_FLIGHT)
 )
 
 
@@ -90,7 +90,7 @@ def totals(which: Any) -> sa.CompoundSelect[*tuple[Any, ...]]:
     # Each status by itself: with IN, servers may read all tasks of one request. And by this index:
     # MariaDB may read the tasks at work of all requests.
     working = (
-        db_session.by_index(
+        expressions.by_index(
             _SUMS.where(_TASK.request_id.in_(which), _TASK.status == str(status)),
             db_session.table(models.Task),
             'cache_tasks_status_idx',

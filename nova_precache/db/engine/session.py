@@ -22,17 +22,14 @@ from oslo_config import cfg
 from oslo_db import exception as db_exception
 from oslo_db.sqlalchemy import engines
 from sqlalchemy import orm
-from sqlalchemy.dialects import plugins, postgresql
-from sqlalchemy.ext import compiler
-from sqlalchemy.sql import functions
+from sqlalchemy.dialects import plugins
 
 from nova_precache import deadline, exception, outages
-from nova_precache.db.engine import errors, pymysql_times, texts, timeouts, urls
+from nova_precache.db.engine import errors, expressions, pymysql_times, texts, timeouts, urls
 
 LOG = logging.getLogger(__name__)
 T = TypeVar('T')
 M = TypeVar('M')
-S = TypeVar('S', bound=sa.Select[*tuple[Any, ...]])
 
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # then the last one repeatedly
 _REFUSALS = (
@@ -47,7 +44,7 @@ _LAST = 'last'
 _SESSION = 'session'
 _WRITING = 'writes'
 _WRITES = {_WRITING: True}
-_MYSQLS = frozenset({'mysql', 'mariadb'})
+_MYSQLS = expressions.MYSQLS
 _ONE_STATE = 'REPEATABLE READ'
 _WHAT_OTHERS_COMMIT: Final = 'READ COMMITTED'
 # Of the next transaction of a connection, and of all of them.
@@ -56,57 +53,9 @@ _FOR_ALL = 'SET SESSION TRANSACTION ISOLATION LEVEL {}'
 _KEPT_LEVEL = 'isolation_level'  # of a connection whose transactions all see one state
 
 
-class database_now(functions.GenericFunction[datetime.datetime]):  # noqa: N801
-    """The database's own clock in UTC, the only clock for leases."""
-
-    type = sa.DateTime()
-    inherit_cache = True
-
-
-@compiler.compiles(database_now, 'sqlite')
-def _sqlite_now(element: Any, compiler: Any, **kwargs: Any) -> str:
-    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
-
-
-@compiler.compiles(database_now, 'mysql')
-@compiler.compiles(database_now, 'mariadb')
-def _mysql_now(element: Any, compiler: Any, **kwargs: Any) -> str:
-    return 'UTC_TIMESTAMP(6)'
-
-
-@compiler.compiles(database_now, 'postgresql')
-def _postgresql_now(element: Any, compiler: Any, **kwargs: Any) -> str:
-    return "(clock_timestamp() AT TIME ZONE 'UTC')"
-
-
-class seconds_ago(functions.GenericFunction[datetime.datetime]):  # noqa: N801
-    """A time before the database's own, by a number of seconds."""
-
-    type = sa.DateTime()
-    inherit_cache = True
-
-
-@compiler.compiles(seconds_ago, 'sqlite')
-def _sqlite_ago(element: Any, compiler: Any, **kwargs: Any) -> str:
-    seconds = compiler.process(element.clauses, **kwargs)
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '-' || {seconds} || ' seconds')"
-
-
-@compiler.compiles(seconds_ago, 'mysql')
-@compiler.compiles(seconds_ago, 'mariadb')
-def _mysql_ago(element: Any, compiler: Any, **kwargs: Any) -> str:
-    return f'(UTC_TIMESTAMP(6) - INTERVAL {compiler.process(element.clauses, **kwargs)} SECOND)'
-
-
-@compiler.compiles(seconds_ago, 'postgresql')
-def _postgresql_ago(element: Any, compiler: Any, **kwargs: Any) -> str:
-    seconds = compiler.process(element.clauses, **kwargs)
-    return f"((clock_timestamp() AT TIME ZONE 'UTC') - make_interval(secs => {seconds}))"
-
-
 def now(session: orm.Session) -> datetime.datetime:
     """Read the database's clock, in UTC without a time zone."""
-    return session.scalars(sa.select(database_now())).one()
+    return session.scalars(sa.select(expressions.database_now())).one()
 
 
 class _PooledFiles(sa.engine.CreateEnginePlugin):
@@ -342,66 +291,6 @@ def update(entity: type[Any]) -> sa.Update:
     return sa.update(entity).execution_options(synchronize_session=False)
 
 
-class led_by(functions.FunctionElement[Any]):  # noqa: N801
-    """Selects rows by the first column of an index, by which they are sorted, too.
-
-    PostgreSQL then reads them in the order of that index. It would ignore the sort by a column
-    that it knows to be equal, and maybe read all rows in the order of the primary key.
-    """
-
-    type = sa.Integer()  # a boolean would be compared with 1, which no index serves
-    inherit_cache = True
-
-
-@compiler.compiles(led_by)
-def _equal(element: Any, compiler: Any, **kwargs: Any) -> str:
-    column, value = (compiler.process(each, **kwargs) for each in element.clauses)
-    return f'{column} = {value}'
-
-
-@compiler.compiles(led_by, 'postgresql')
-def _postgresql_equal(element: Any, compiler: Any, **kwargs: Any) -> str:
-    column, value = (compiler.process(each, **kwargs) for each in element.clauses)
-    return f'{column} = ANY (ARRAY[{value}])'
-
-
-class among(functions.FunctionElement[Any]):  # noqa: N801
-    """Selects rows whose column is one of many keys: a column, then a parameter as of ``keys``.
-
-    For PostgreSQL they are one parameter. With one each, its driver would read the statement
-    again each time, and that takes longer than the statement.
-    """
-
-    type = sa.Integer()  # as of ``led_by``
-    inherit_cache = True
-
-
-@compiler.compiles(among)
-def _in(element: Any, compiler: Any, **kwargs: Any) -> str:
-    column, keys = element.clauses
-    return str(compiler.process(column.in_(keys), **kwargs))
-
-
-@compiler.compiles(among, 'postgresql')
-def _postgresql_any(element: Any, compiler: Any, **kwargs: Any) -> str:
-    column, keys = element.clauses
-    # Without the length of the column, to which a longer key would be cut.
-    of = sa.Text() if isinstance(column.type, sa.String) else column.type
-    listed = sa.bindparam(keys.key, type_=postgresql.ARRAY(of))
-    return f'{compiler.process(column, **kwargs)} = ANY ({compiler.process(listed, **kwargs)})'
-
-
-def by_index(query: S, entity: type[Any] | sa.Table, name: str) -> S:
-    """Read the first rows of a query in the order of an index that begins with its conditions.
-
-    To save a sort, MariaDB would read all rows in the order of the primary key; for PostgreSQL
-    see ``led_by``.
-    """
-    for dialect in sorted(_MYSQLS):
-        query = query.with_hint(entity, f'FORCE INDEX ({name})', dialect)
-    return query
-
-
 def table(entity: type[Any]) -> sa.Table:
     """Return the bare table, for frequent statements that are built once."""
     return sa.inspect(entity).local_table  # type: ignore[no-any-return]
@@ -437,19 +326,6 @@ def run_alike(
         alike.setdefault(tuple(sorted(values.items())), []).append(key)
     for given, keys in alike.items():
         run(session, statement, {**dict(given), 'keys': keys})
-
-
-def keys() -> sa.BindParameter[Any]:
-    """Return the parameter that stands for the keys of an IN clause."""
-    return sa.bindparam('keys', expanding=True)
-
-
-def one_of(column: sa.ColumnElement[Any] | Any, names: Iterable[str]) -> sa.ColumnElement[bool]:
-    """Select rows with one of the names that this release knows, such as statuses.
-
-    ``in_`` would spell the list in the statement again each time.
-    """
-    return column.in_([sa.literal(str(name)) for name in sorted(names)])
 
 
 def chunks(keys: Sequence[M], size: int = CHUNK_KEYS) -> Iterator[Sequence[M]]:

@@ -15,7 +15,7 @@ from sqlalchemy import orm
 
 from nova_precache import model, states
 from nova_precache.db import hearing, rows as db_rows, standing, task_counts
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 from nova_precache.db.job import claim as job_claim, demand, host_limits, locking
 
 
@@ -111,7 +111,7 @@ _DUE = (
         models.Job.uuid.not_in(sa.bindparam('ended', expanding=True)),
         # Phrased so that no index matches: with several hosts SQLite would take the index with
         # ``ready`` and scan all waiting jobs.
-        job_claim.due(db_session.database_now(), ready=models.Job.ready.is_not(False)),
+        job_claim.due(expressions.database_now(), ready=models.Job.ready.is_not(False)),
     )
     .subquery()
 )
@@ -141,7 +141,7 @@ _SEEN = (
         models.Agent.host,
         models.Agent.seen_at,
         standing.stopped_at(models.Agent).label('stopped_at'),
-        db_session.database_now().label('now'),
+        expressions.database_now().label('now'),
         models.Hearing.since,
         models.Hearing.until,
     )
@@ -159,13 +159,13 @@ _WANTING = (
         models.CacheRequest.number,
         models.CacheRequest.request_id,
         models.CacheRequest.global_request_id,
-        db_session.database_now().label('now'),
+        expressions.database_now().label('now'),
     )
     .outerjoin(
         models.CacheRequest,
         sa.and_(
             models.CacheRequest.id == models.Task.request_id,
-            demand.wants(db_session.database_now()),
+            demand.wants(expressions.database_now()),
         ),
     )
     .where(
@@ -179,8 +179,8 @@ _BEGIN_JOBS = (
     .values(
         status=sa.bindparam('to_status'),
         attempts=sa.bindparam('to_attempts'),
-        started_at=sa.func.coalesce(_JOB.c.started_at, db_session.database_now()),
-        progress_at=db_session.database_now(),
+        started_at=sa.func.coalesce(_JOB.c.started_at, expressions.database_now()),
+        progress_at=expressions.database_now(),
     )
 )
 _BEGIN_TASKS = (
@@ -189,7 +189,7 @@ _BEGIN_TASKS = (
     .values(
         status=sa.bindparam('to_status'),
         attempts=sa.bindparam('to_attempts'),
-        started_at=sa.func.coalesce(_TASK.c.started_at, db_session.database_now()),
+        started_at=sa.func.coalesce(_TASK.c.started_at, expressions.database_now()),
     )
 )
 _NOT_STARTED = (
@@ -208,7 +208,7 @@ _START_REQUESTS = (
         _REQUEST.c.id.in_(sa.bindparam('requests', expanding=True)),
         _REQUEST.c.status.in_(states.REQUESTS.origins(states.Event.BEGIN)),
     )
-    .values(status=str(model.RequestStatus.RUNNING), started_at=db_session.database_now())
+    .values(status=str(model.RequestStatus.RUNNING), started_at=expressions.database_now())
 )
 
 

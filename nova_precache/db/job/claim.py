@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 
 CLAIMED_HOSTS = 'claimed_hosts'
 
@@ -36,7 +36,7 @@ _COUNT = (
 _IS_COUNTER = _COUNTER.c.name == CLAIMED_HOSTS
 _LOCK_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_COUNTER.c.value)
 _SET_COUNTER = sa.update(_COUNTER).where(_IS_COUNTER).values(value=sa.bindparam('to_value'))
-_NOW = sa.select(db_session.database_now())
+_NOW = sa.select(expressions.database_now())
 _COUNT_ANEW = sa.update(_COUNTER).where(_IS_COUNTER).values(value=_CLAIMED.scalar_subquery())
 
 
@@ -53,10 +53,10 @@ _LEASE = sa.insert(_CLAIM).values(
 )
 _LEASE_AGAIN = (
     sa.update(_CLAIM)
-    .where(_CLAIM.c.host.in_(db_session.keys()))
+    .where(_CLAIM.c.host.in_(expressions.keys()))
     .values(epoch=_CLAIM.c.epoch + 1, **_LEASED)
 )
-_MOVE = sa.update(_CLAIM).where(_CLAIM.c.host.in_(db_session.keys())).values(cell_uuid=_TO_CELL)
+_MOVE = sa.update(_CLAIM).where(_CLAIM.c.host.in_(expressions.keys())).values(cell_uuid=_TO_CELL)
 # Hosts that one transaction claims or takes over at most: others wait for the counter's lock.
 MOST_HOSTS = 200
 
@@ -202,7 +202,7 @@ def lock_counter(session: orm.Session) -> None:
 
 
 def due(
-    now: datetime.datetime | db_session.database_now,
+    now: datetime.datetime | expressions.database_now,
     statuses: Collection[str] = model.TASK_IN_FLIGHT,
     ready: sa.ColumnElement[bool] | orm.InstrumentedAttribute[bool] = models.Job.ready,
 ) -> sa.ColumnElement[bool]:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 from nova_precache.db.job import locking, outcome as job_outcome
 
 CANCELLED = model.ImageOutcome(model.TaskStatus.CANCELLED, 'the request was cancelled')
@@ -95,7 +95,7 @@ def is_cancelling() -> sa.ColumnElement[bool]:
     return models.CacheRequest.status == model.RequestStatus.CANCELLING
 
 
-def wants(now: datetime.datetime | db_session.database_now) -> sa.ColumnElement[bool]:
+def wants(now: datetime.datetime | expressions.database_now) -> sa.ColumnElement[bool]:
     """Select requests that want the jobs of their tasks in flight."""
     deadline = models.CacheRequest.deadline
     return sa.and_(~is_cancelling(), sa.or_(deadline.is_(None), deadline > now))

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 from nova_precache.db.job import claim as job_claim
 
 
@@ -29,7 +29,7 @@ class SaturatedRequest:
 
 _REQUEST, _JOB, _TASK = models.CacheRequest, models.Job, models.Task
 _LIMITS = sa.select(_REQUEST.id, _REQUEST.max_parallel_hosts).where(
-    db_session.one_of(_REQUEST.status, model.REQUEST_ACTIVE),
+    expressions.one_of(_REQUEST.status, model.REQUEST_ACTIVE),
     _REQUEST.max_parallel_hosts.is_not(None),
 )
 _JOBS = sa.select(_JOB.uuid, _JOB.host, _JOB.epoch)
@@ -37,14 +37,14 @@ _JOBS = sa.select(_JOB.uuid, _JOB.host, _JOB.epoch)
 _BUSY = (
     _JOBS.where(
         _JOB.host.in_(sa.select(models.Claim.host).where(job_claim.held())),
-        db_session.one_of(_JOB.status, model.TASK_WAITING),
+        expressions.one_of(_JOB.status, model.TASK_WAITING),
         _JOB.epoch.is_not(None),
     ),
-    _JOBS.where(db_session.one_of(_JOB.status, model.TASK_WORKING)),
+    _JOBS.where(expressions.one_of(_JOB.status, model.TASK_WORKING)),
 )
 # By job alone: otherwise a database may scan all tasks of a request.
 _WANTED = sa.select(_TASK.job_uuid, _TASK.request_id, _TASK.status, _TASK.open).where(
-    _TASK.job_uuid.in_(db_session.keys())
+    _TASK.job_uuid.in_(expressions.keys())
 )
 
 

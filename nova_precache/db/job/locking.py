@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 from nova_precache.db.job import claim as job_claim
 
 
@@ -58,16 +58,17 @@ class Locked:
 _JOB, _CLAIM = models.Job, models.Claim
 _JOBS: sa.BindParameter[Any] = sa.bindparam('jobs', expanding=True)
 _KEYS = sa.select(_JOB.uuid, _JOB.active_key).where(
-    db_session.among(_JOB.uuid, _JOBS), _JOB.active_key.is_not(None)
+    expressions.among(_JOB.uuid, _JOBS), _JOB.active_key.is_not(None)
 )
 _TABLE = db_session.table(_JOB)
 _TASK = db_session.table(models.Task)
 # Jobs whose ids are the parameter ``keys``, and the tasks in flight that want them.
-THE_JOBS = db_session.among(_TABLE.c.uuid, db_session.keys())
+THE_JOBS = expressions.among(_TABLE.c.uuid, expressions.keys())
 THEIR_TASKS = sa.and_(
-    db_session.among(_TASK.c.job_uuid, db_session.keys()), _TASK.c.status.in_(model.TASK_IN_FLIGHT)
+    expressions.among(_TASK.c.job_uuid, expressions.keys()),
+    _TASK.c.status.in_(model.TASK_IN_FLIGHT),
 )
-_ITS_KEY = db_session.among(_TABLE.c.active_key, db_session.keys())
+_ITS_KEY = expressions.among(_TABLE.c.active_key, expressions.keys())
 _LEAST = sa.bindparam('least_priority', type_=sa.Integer())
 _LOCK = (
     sa.update(_TABLE)
@@ -99,13 +100,13 @@ _LOOK = (
         _JOB.stop_why,
         _JOB.stop_keep,
         _CLAIM.epoch,
-        job_claim.due(db_session.database_now()).label('is_due'),
+        job_claim.due(expressions.database_now()).label('is_due'),
         models.Agent.agent_id,
-        db_session.database_now(),
+        expressions.database_now(),
     )
     .outerjoin(_CLAIM, sa.and_(_CLAIM.host == _JOB.host, _CLAIM.conductor_id.is_not(None)))
     .outerjoin(models.Agent, models.Agent.host == _JOB.host)
-    .where(db_session.among(_JOB.uuid, _JOBS), _JOB.active_key.is_not(None))
+    .where(expressions.among(_JOB.uuid, _JOBS), _JOB.active_key.is_not(None))
 )
 
 

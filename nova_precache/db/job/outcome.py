@@ -17,7 +17,7 @@ from sqlalchemy import orm
 
 from nova_precache import model
 from nova_precache.db import outbox, task_counts
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 from nova_precache.db.job import locking
 
 
@@ -87,7 +87,7 @@ def _final(columns: Any) -> dict[str, object]:
         'reason': sa.bindparam('to_reason'),
         'rate_bytes': None,
         'next_attempt_at': None,
-        'finished_at': db_session.database_now(),
+        'finished_at': expressions.database_now(),
         **sizes(columns),
     }
 
@@ -157,7 +157,7 @@ class _Chosen:
         self.end = _END_TASKS.where(which)
 
 
-_OF_JOBS = _Chosen(_TASK.job_uuid.in_(db_session.keys()), _TASK.job_uuid)
+_OF_JOBS = _Chosen(_TASK.job_uuid.in_(expressions.keys()), _TASK.job_uuid)
 
 
 def end(session: orm.Session, outcomes: Mapping[str, model.ImageOutcome]) -> Mapping[str, Recorded]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db.engine import models, row_list, session as db_session
+from nova_precache.db.engine import expressions, models, row_list, session as db_session
 from nova_precache.db.job import locking, outcome as job_outcome
 
 _RECENT_DAYS = 30
@@ -62,9 +62,9 @@ _ACTIVE = (
         _JOB.c.uuid, _JOB.c.id, _JOB.c.active_key, _JOB.c.cell_uuid, _JOB.c.host, _AGENT.c.agent_id
     )
     .outerjoin(_AGENT, _AGENT.c.host == _JOB.c.host)
-    .where(db_session.among(_JOB.c.uuid, db_session.keys()), _JOB.c.active_key.is_not(None))
+    .where(expressions.among(_JOB.c.uuid, expressions.keys()), _JOB.c.active_key.is_not(None))
 )
-_LOCKED = sa.select(_JOB.c.id).where(db_session.among(_JOB.c.active_key, db_session.keys()))
+_LOCKED = sa.select(_JOB.c.id).where(expressions.among(_JOB.c.active_key, expressions.keys()))
 _REPORTED = row_list.RowList(
     'reported',
     {
@@ -106,7 +106,7 @@ _RECORD = (
     .where(*_COUNTS)
     .values(
         progress_sequence=_IT.sequence,
-        progress_at=db_session.database_now(),
+        progress_at=expressions.database_now(),
         **_progress(_JOB.c),
     )
 )
@@ -183,7 +183,7 @@ _RECENT = (
         _JOB.c.finished_at,
         sa.func.row_number().over(partition_by=_JOB.c.host, order_by=_JOB.c.id.desc()).label('age'),
     )
-    .where(_JOB.c.host.in_(db_session.keys()), _JOB.c.status == str(model.TaskStatus.CACHED))
+    .where(_JOB.c.host.in_(expressions.keys()), _JOB.c.status == str(model.TaskStatus.CACHED))
     .where(_JOB.c.bytes_done > 0, _JOB.c.attempts == 1, _JOB.c.started_at.is_not(None))
     .where(_JOB.c.finished_at >= sa.bindparam('since', type_=sa.DateTime()))
     .subquery()

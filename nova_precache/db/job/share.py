@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 from nova_precache.db.job import claim as job_claim, host_limits
 
 _Row = sa.Row[*tuple[Any, ...]]
@@ -304,7 +304,7 @@ def _free_jobs(
     """Select due jobs on free hosts, in the order in which equal ones come."""
     return (
         sa.select(_JOB.host, _JOB.cell_uuid, _JOB.priority, _JOB.id)
-        .where(job_claim.due(db_session.database_now(), statuses), job_claim.unclaimed())
+        .where(job_claim.due(expressions.database_now(), statuses), job_claim.unclaimed())
         .where(*conditions)
         .order_by(_JOB.priority.desc(), _JOB.id)
         .limit(sa.bindparam('rows', type_=sa.Integer()))

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 from nova_precache.db.job import claim as job_claim, host_limits
 
 # For all cells of a page together: the first jobs that are read for their order.
@@ -84,11 +84,11 @@ def _first_jobs(
             (_JOB.id - sa.cast(_JOB.priority, sa.BigInteger()) * _MOST_IDS).label('turn'),
             sa.case((_is_due(_JOB, full), 1), else_=0).label('due'),
         )
-        .where(db_session.one_of(_JOB.status, statuses), _JOB.ready, job_claim.unclaimed(), *which)
+        .where(expressions.one_of(_JOB.status, statuses), _JOB.ready, job_claim.unclaimed(), *which)
         .order_by(_JOB.priority.desc(), _JOB.id)
         .limit(sa.bindparam('most', type_=sa.Integer()))
     )
-    return db_session.by_index(jobs, _JOB, index)
+    return expressions.by_index(jobs, _JOB, index)
 
 
 def _is_due(job: type[models.Job], full: _Full) -> sa.ColumnElement[bool]:
@@ -105,7 +105,7 @@ def _bytes_of(host: sa.ColumnElement[str], full: _Full) -> sa.ColumnElement[int]
         _OTHER.ready,
         _is_due(_OTHER, full),
     )
-    return db_session.by_index(jobs, _OTHER, 'jobs_host_idx').scalar_subquery()
+    return expressions.by_index(jobs, _OTHER, 'jobs_host_idx').scalar_subquery()
 
 
 def _queue(cell: sa.BindParameter[str], full: _Full) -> sa.Select[*tuple[Any, ...]]:
@@ -266,7 +266,7 @@ _AT_WORK = (
         sa.func.sum(_JOB.rate_bytes).label('rate_bytes'),
     )
     .outerjoin(_AGENT, _AGENT.host == _JOB.host)
-    .where(db_session.one_of(_JOB.status, model.TASK_WORKING), _JOB.rate_bytes > 0)
+    .where(expressions.one_of(_JOB.status, model.TASK_WORKING), _JOB.rate_bytes > 0)
     .where(sa.not_(sa.func.coalesce(is_stale(sa.bindparam('silent_since')), sa.false())))
     .group_by(_JOB.cell_uuid)
 )
@@ -287,10 +287,10 @@ _BYTES_BEFORE = (
     .join(_OTHER, _OTHER.host == _JOB.host)
     .where(
         _TASK.id.in_(sa.bindparam('tasks', expanding=True)),
-        db_session.one_of(_OTHER.status, model.TASK_IN_FLIGHT),
+        expressions.one_of(_OTHER.status, model.TASK_IN_FLIGHT),
         _OTHER.ready,
         sa.or_(
-            db_session.one_of(_OTHER.status, model.TASK_WORKING),
+            expressions.one_of(_OTHER.status, model.TASK_WORKING),
             _OTHER.priority > _JOB.priority,
             sa.and_(_OTHER.priority == _JOB.priority, _OTHER.id < _JOB.id),
         ),

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from nova_precache import model, states
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 
 
 def awaits_plan() -> sa.ColumnElement[bool]:
@@ -67,12 +67,12 @@ def select_canary(request_id: str, canary: int, images: int) -> sa.Select[str]:
     task = models.Task
     query = (
         sa.select(task.host, task.id)
-        .where(db_session.led_by(task.request_id, sa.literal(request_id)))
+        .where(expressions.led_by(task.request_id, sa.literal(request_id)))
         .where(task.job_uuid.is_not(None))
         .order_by(task.request_id, task.id)
         .limit(canary * images)
     )
-    first = db_session.by_index(query, task, 'cache_tasks_request_idx').subquery()
+    first = expressions.by_index(query, task, 'cache_tasks_request_idx').subquery()
     return (
         sa.select(first.c.host)
         .group_by(first.c.host)

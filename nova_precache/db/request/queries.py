@@ -12,7 +12,7 @@ from sqlalchemy import orm
 
 from nova_precache import exception, model
 from nova_precache.db import pages, rows
-from nova_precache.db.engine import models, session as db_session
+from nova_precache.db.engine import expressions, models, session as db_session
 
 _REQUEST, _TASK = models.CacheRequest, models.Task
 REQUESTS = pages.Listing(
@@ -162,9 +162,9 @@ def _page_of_tasks(
         equal.remove(column.key)
         is_descending = bool(sort) and sort[0].is_descending
         value = sa.bindparam(column.key, type_=column.type)
-        query = query.where(db_session.led_by(column, value))
+        query = query.where(expressions.led_by(column, value))
         query = query.order_by(column.desc() if is_descending else column.asc())
-        query = db_session.by_index(query, _TASK, index)
+        query = expressions.by_index(query, _TASK, index)
     query = query.where(*(_EQUAL[name] == _parameter(name) for name in equal))
     if 'project_id' in asked:
         request_id = _parameter('request_id') if 'request_id' in asked else None

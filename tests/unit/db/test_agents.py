@@ -12,7 +12,7 @@ from pymysql import converters
 
 from nova_precache import exception, model, wire
 from nova_precache.db import host_removal, pages, statistics
-from nova_precache.db.engine import models, session
+from nova_precache.db.engine import expressions, models, session
 from tests import statements
 from tests.unit.conftest import CACHED, DOWN_SECONDS, LONG_AGO, World
 
@@ -420,7 +420,9 @@ def test_older_conductor_brings_host_back(world: World) -> None:
     _stop(world)
 
     # It does not know the column, but records the start.
-    started = sa.update(models.Agent).values(started_at=session.database_now(), boot_id='boot-9')
+    started = sa.update(models.Agent).values(
+        started_at=expressions.database_now(), boot_id='boot-9'
+    )
     world.database.write(lambda writer: writer.execute(started))
     world.agents.report([dataclasses.replace(AGENT, boot_id='boot-9')])
 

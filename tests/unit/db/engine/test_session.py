@@ -11,12 +11,11 @@ import pytest
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 from sqlalchemy import orm
-from sqlalchemy.dialects import mysql, postgresql
 
 from nova_precache import conf as options, exception
 from nova_precache.cells import models as cell_models
 from nova_precache.db.engine import models, session
-from tests.unit.conftest import World, open_database
+from tests.unit.conftest import open_database
 from tools.waiting import TIMEOUT_SECONDS
 
 
@@ -119,34 +118,6 @@ def test_database_clock_is_naive_utc(database: session.Database) -> None:
     assert abs(now - here) < datetime.timedelta(seconds=10)
 
 
-def test_stored_time_compares_with_database_clock(
-    database: session.Database,
-) -> None:
-    """SQLite compares text, so the spelling must be the same to the last digit."""
-
-    def work(writer: orm.Session) -> tuple[bool, bool]:
-        now = session.now(writer).replace(microsecond=0)
-        later = now + datetime.timedelta(seconds=60)
-        clock = session.database_now()
-        return (
-            writer.scalars(sa.select(sa.literal(now, sa.DateTime()) <= clock)).one(),
-            writer.scalars(sa.select(sa.literal(later, sa.DateTime()) <= clock)).one(),
-        )
-
-    assert database.write(work) == (True, False)
-
-
-@pytest.mark.parametrize(
-    ('dialect', 'spelling'),
-    [
-        (mysql.dialect, 'UTC_TIMESTAMP(6)'),
-        (postgresql.dialect, "(clock_timestamp() AT TIME ZONE 'UTC')"),
-    ],
-)
-def test_database_clock_has_fractions(dialect: type[sa.Dialect], spelling: str) -> None:
-    assert spelling in str(sa.select(session.database_now()).compile(dialect=dialect()))
-
-
 def _connect(url: str | None) -> session.Database:
     conf = options.new(config_files=[])
     conf.set_override('connection', url, 'database')
@@ -208,30 +179,6 @@ def test_file_without_database_refused(tmp_path: pathlib.Path) -> None:
 
     with pytest.raises(exception.ConfigError, match='is not a database'):
         open_database(path)
-
-
-def test_many_keys_are_one_parameter() -> None:
-    job = session.table(models.Job)
-    query = sa.select(job.c.id).where(session.among(job.c.uuid, session.keys()))
-
-    made = query.compile(dialect=postgresql.psycopg.dialect())
-
-    assert str(made).endswith('WHERE jobs.uuid = ANY (%(keys)s::TEXT[])')
-    assert made.construct_params({'keys': ['a', 'b']}) == {'keys': ['a', 'b']}
-
-
-@pytest.mark.parametrize('keys', [[], ['j2'], ['j1', 'none', 'j2']])
-def test_rows_found_among_keys(world: World, keys: list[str]) -> None:
-    world.planned(['h1', 'h2'], ['i1'])
-    ids = {f'j{number}': job.uuid for number, job in enumerate(world.all_jobs(), 1)}
-    job = session.table(models.Job)
-    query = sa.select(job.c.uuid).where(session.among(job.c.uuid, session.keys()))
-
-    with world.database.reader() as reader:
-        asked = {'keys': [ids.get(key, key) for key in keys]}
-        found = set(session.run(reader, query, asked).scalars())
-
-    assert found == {ids[key] for key in keys if key in ids}
 
 
 def test_readers_share_one_snapshot(database: session.Database) -> None:
