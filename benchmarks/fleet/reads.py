@@ -342,7 +342,7 @@ class _Bench:
             client.request(path).raise_for_status()
 
     def watch(self, request_id: str, watchers: int, seconds: float) -> Watched:
-        """Let clients wait for the request, and measure the second half of the time."""
+        """Run clients that wait for the request; measure the second half of the time."""
         answers: list[Answer] = []
         began = time.monotonic()
 

@@ -21,14 +21,14 @@ MESSAGE_SECONDS = 0.001
 TRANSFER_SECONDS = 0.0001
 # Hosts with transfers report within it, though other conductors may receive some reports.
 WINDOW_SECONDS = 2 * model.LONGEST_REPORT_SECONDS
-# Until a compute has missed the answer to a report, and has sent it again.
+# A compute misses the answer to a report, and sends the report again.
 LOST_SECONDS = rpcapi.REPORT_SECONDS + 3
 
 
 def moving_seconds(write_seconds: float) -> float:
-    """Return how old the recorded progress of a moving transfer may be, after a lost report.
+    """Return how old the recorded progress of a moving transfer may be after a lost report.
 
-    :param write_seconds: the interval of writes of progress, of which one may be late by another
+    :param write_seconds: the interval between writes of progress; one may be late by as long
     """
     return model.LONGEST_REPORT_SECONDS + LOST_SECONDS + 2 * write_seconds
 

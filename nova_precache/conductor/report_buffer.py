@@ -33,7 +33,7 @@ class ReportBuffer:
     A cell is heard at a write if messages of all its topics have arrived lately, one of them since
     the last write: with any of its topics silent, its hosts would be so, too, without being down.
     For the same reason, a cell is not heard while all its reports are late, unless the pings of
-    conductors are in time: then the reports are late for a reason of their hosts.
+    conductors are in time: then the cause is on the hosts.
 
     Their senders do not repeat what was buffered, so progress and inventories that the database
     could not take are written again. Heartbeats are not: the next ones follow soon.
@@ -139,7 +139,8 @@ class ReportBuffer:
     def add_images(self, agent_id: str, report: caches.Report) -> None:
         """Buffer the cache inventory that an agent reports.
 
-        One without a time was sent now, or when it is written if the database's time is unknown.
+        One without a time counts as sent now, or as sent when it is written if the database's
+        time is unknown.
         If the buffer is full, write all of it, unless another thread is writing.
         """
         if report.sent_at is None:

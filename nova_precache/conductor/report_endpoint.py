@@ -64,7 +64,7 @@ class ReportEndpoint(rpc.Endpoint, version=rpcapi.VERSION):
         """Record that reports of the cell arrive in time; return the version that is served.
 
         A ping waits in the queue of the reports. So one that is surely in time counts as a report
-        in time: a report that looks too old then shows something of its host only.
+        in time, and a report that looks too old does not make the cell unheard.
 
         :param sent: as of a report, by the conductor that sends the ping; None if it does not
             know the database's time

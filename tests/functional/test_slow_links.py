@@ -23,7 +23,7 @@ OPTIONS = {
 
 
 def _make_due(started: Started, host: str) -> None:
-    """Let the delay of a host pass."""
+    """End the delay of a host."""
     database = session.connect(configuration.new(config_files=[started.conf]))
     try:
         for table in (models.Job, models.Task):

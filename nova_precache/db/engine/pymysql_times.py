@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 
 def read_faster(engine: sa.Engine) -> None:
-    """Give the connections of an engine another converter of times, if its driver is PyMySQL."""
+    """Replace the converter of times of an engine's connections, if its driver is PyMySQL."""
     if engine.dialect.driver != 'pymysql':
         return
     from pymysql import converters

@@ -134,7 +134,7 @@ class Database:
 
     @contextlib.contextmanager
     def one_snapshot(self) -> Iterator[None]:
-        """Let the readers of this thread within share a transaction, so that they see one state.
+        """Run the readers of this thread in one transaction, so that they see one state.
 
         Its connection stays prepared for the next one: these are frequent, and writes beside
         them are rare.

@@ -260,7 +260,7 @@ def _apply(session: orm.Session, views: Mapping[Verdict, Sequence[View]], leave:
 
 
 def _follow(session: orm.Session, views: Sequence[View]) -> None:
-    """Give wanted jobs the priority of their requests, and their computes the options."""
+    """Copy the priority of requests to their jobs, and make changed options due at computes."""
     by_priority: dict[int, list[View]] = {}
     for view in views:
         if view.wanted_priority is not None and view.wanted_priority != view.priority:

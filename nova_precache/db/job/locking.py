@@ -75,8 +75,8 @@ _LOCK = (
     .where(_ITS_KEY)
     .values(priority=sa.case((_TABLE.c.priority < _LEAST, _LEAST), else_=_TABLE.c.priority))
 )
-# For PostgreSQL, where an UPDATE locks rows in the order in which it finds them, and writes a new
-# version of each. In the order of the chunks, whatever the collation of the database.
+# On PostgreSQL an UPDATE locks rows in the order in which it finds them, and writes a new version
+# of each. This order is also that of the chunks, whatever the collation of the database.
 _LOCK_IN_ORDER = (
     sa.select(_TABLE.c.id)
     .where(_ITS_KEY)

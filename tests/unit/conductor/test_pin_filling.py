@@ -81,7 +81,7 @@ class Fleet:
         return made
 
     def silence(self, cell: model.Cell) -> None:
-        """Let no conductor hear or call a cell any more."""
+        """Make a cell unreachable for all conductors."""
         is_it = models.Hearing.cell_uuid == cell.uuid
         self.parts.world.change(models.Hearing, is_it, until=LONG_AGO)
         self.away.add(cell.uuid)

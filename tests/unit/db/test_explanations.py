@@ -532,7 +532,7 @@ def test_later_images_of_host_add_up(living: World) -> None:
 
 
 def cached_before(world: World, host: str, seconds: float) -> None:
-    """Let a host cache an image of 100 bytes in some seconds."""
+    """Record that a host has cached an image of 100 bytes in some seconds."""
     before = world.planned([host], ['old'])
     begun = world.begun()
     world.jobs.finish(begun.job_id, begun.epoch, CACHED)
