@@ -2,13 +2,12 @@
 """Contents of the hosts' caches, as their computes report them.
 
 A row without a name stands for the cache itself: it exists once the host has sent a full
-report. So an empty cache differs from an unknown one. ``reported_at`` is when the last full report
-was sent, and ``touched_at`` when the last one was that names removed files.
+report. So an empty cache differs from an unknown one. Its ``reported_at`` is when the last full
+report was sent, its ``touched_at`` when the last report that removed files or listed all was sent.
 
 Reports may be written out of order, since each conductor keeps its own while the database is
-away. What a report says of a file counts only if no report that was sent later says otherwise. A
-file that was removed leaves no row: an older report adds none beside a later removal, and the
-next full report makes up for that.
+away. A report changes a file only if no report that was sent later has changed it. A removed file
+leaves no row: a report that is older than ``touched_at`` adds no files; the next full one does.
 """
 
 import dataclasses
@@ -346,26 +345,25 @@ def _known(session: orm.Session, hosts: Sequence[str]) -> dict[str, _Files]:
 
 
 def _apply(report: Report, files: _Files, now: datetime.datetime) -> None:
-    """Change the files of a host as reported, except those that a later report decides on."""
+    """Change the files of a host as reported, except those that a later report has decided."""
     sent_at = min(report.sent_at or now, now)
     cache = files.get(_WHOLE, _UNREPORTED_CACHE)
 
-    def is_later(reported_at: datetime.datetime) -> bool:
-        return sent_at < reported_at <= now  # the database's clock may be put back
+    def is_later(decided_at: datetime.datetime) -> bool:
+        return sent_at < decided_at <= now  # the database's clock may be put back
 
     def is_decided(name: str) -> bool:
-        changed_at = files[name].reported_at if name in files else cache.touched_at
-        return is_later(changed_at) or is_later(cache.reported_at)
+        return is_later(files[name].reported_at if name in files else cache.touched_at)
 
-    images = {image.name: image for image in report.images}
-    covered = [name for name in files if name != _WHOLE and report.covers(name)]
-    for name in {*covered, *report.removed} - images.keys():
-        if not is_decided(name):
-            files.pop(name, None)
+    images = {image.name: image for image in report.images if not is_decided(image.name)}
+    covered = {name for name in files if name != _WHOLE and report.covers(name)}
+    listed = {image.name for image in report.images}
+    gone = {name for name in {*covered, *report.removed} - listed if not is_decided(name)}
+    for name in gone:
+        files.pop(name, None)
     for name, image in images.items():
-        if not is_decided(name):
-            files[name] = _reported(image, sent_at, files.get(name) if report.full else None)
-    if report.removed and not is_later(cache.touched_at):
+        files[name] = _reported(image, sent_at, files.get(name) if report.full else None)
+    if (gone or _is_whole(report)) and not is_later(cache.touched_at):
         cache = cache._replace(touched_at=sent_at)
     if _tells_all(report) and not is_later(cache.reported_at):
         cache = cache._replace(reported_at=sent_at)
@@ -387,6 +385,11 @@ def _leave_out(files: _Files, before: _Files) -> bool:
     for name in sorted(files.keys() - before.keys() - {_WHOLE})[-too_many:]:
         del files[name]
     return True
+
+
+def _is_whole(report: Report) -> bool:
+    """Return whether a report lists all files."""
+    return report.full and report.after is None and report.until is None
 
 
 def _tells_all(report: Report) -> bool:

@@ -125,7 +125,7 @@ def test_later_report_of_batch_wins(store: caches.Caches) -> None:
 def sent(
     seconds: int, images: Sequence[model.CachedImage], *removed: str, full: bool = False
 ) -> caches.Report:
-    """A report of h1 that was sent so many seconds after a fixed time."""
+    """A report of h1 that was sent some seconds after a fixed time."""
     at = TOUCHED + datetime.timedelta(seconds=seconds)
     return caches.Report('h1', images, [name_of(each) for each in removed], full, sent_at=at)
 
@@ -163,6 +163,18 @@ def test_full_report_decides_in_any_order(
     store.record(order)
 
     assert sizes(store, 'h1') == AT_LAST
+
+
+def test_parts_of_full_report_count_in_any_order(store: caches.Caches) -> None:
+    store.record([FIRST])
+    files = sorted((file(each, 2) for each in ('i1', 'i2', 'i3', 'i4', 'i5')), key=lambda f: f.name)
+    first, last = sent(1, files[:3], full=True), sent(2, files[3:], full=True)
+    middle = files[2].name
+
+    store.record([dataclasses.replace(last, after=middle)])
+    store.record([dataclasses.replace(first, until=middle)])
+
+    assert sizes(store, 'h1') == {each.name: 2 for each in files}
 
 
 def test_older_report_counts_for_other_files(store: caches.Caches) -> None:
