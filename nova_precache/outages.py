@@ -20,7 +20,7 @@ LONGEST_PAUSE_SECONDS = 3600.0
 
 _LOGGED = '_logged_as_outage'
 _EXPECTED = (exception.PrecacheError, TimeoutError)
-# Of oslo.messaging: it logs a notification that it could not send, with any error of the broker.
+# oslo.messaging logs here a notification that it could not send, with any error of the broker.
 _NOTIFICATIONS = 'oslo_messaging.notify.messaging'
 # Libraries log these at each try. We log each outage once, with the broker's or the database's
 # name; at the level DEBUG the messages of the libraries are logged, too.

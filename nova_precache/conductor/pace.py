@@ -16,7 +16,7 @@ from nova_precache.db import jobs
 SHORTEST_SECONDS = 1.0
 LONGEST_SECONDS = 10.0
 CORES = 0.5
-# Of one core, for a message, and for each transfer in it with its part of a bulk write.
+# The time of one core for a message, and for each transfer in it with its part of a bulk write.
 MESSAGE_SECONDS = 0.001
 TRANSFER_SECONDS = 0.0001
 # Hosts with transfers report within it, though other conductors may receive some reports.

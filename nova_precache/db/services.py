@@ -151,7 +151,7 @@ class Services:
 
     def _every(self, now: datetime.datetime, status: model.HostStatus | None) -> sa.Subquery:
         process, agent = models.Service, models.Agent
-        # Of a column, as a bare NULL may have another collation on MariaDB.
+        # A column, since a bare NULL may have another collation on MariaDB.
         no_cell = sa.func.nullif(process.id, process.id)
         computes = sa.literal(str(model.Binary.COMPUTE), sa.String(64))
         processes = _columns(

@@ -23,7 +23,7 @@ LISTED_FAILURES = 50
 EXIT_FAILED = 1
 EXIT_TIMED_OUT = 124  # as of timeout(1)
 
-# Of a large request, tasks in these states are shown.
+# A large request is shown with its tasks in these states only.
 _SHOWN = ('downloading', 'verifying', 'converting', 'retry_wait', 'queued')
 
 

@@ -17,7 +17,7 @@ LOG = logging.getLogger(__name__)
 
 # Below the number of files that a process may open.
 MAX_CONNECTIONS = 512
-# Of incomplete requests, and of answers that clients have not received.
+# Held for incomplete requests, and for answers that clients have not received.
 MAX_HELD_BYTES = 64 * 1024**2
 
 _LOOK_SECONDS = 0.5

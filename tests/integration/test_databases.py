@@ -1000,7 +1000,7 @@ def test_request_reads_its_own_work_only(database: session.Database) -> None:
 
 
 def test_snapshots_need_no_preparation(database: session.Database) -> None:
-    """Of a connection, unless it wrote in between, which needs another level."""
+    """A connection is prepared once, unless it writes in between, which needs another level."""
     if database.engine.dialect.name not in {'mysql', 'mariadb'}:
         pytest.skip('The level is not set for a transaction')
     statements: list[str] = []

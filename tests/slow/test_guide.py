@@ -49,7 +49,7 @@ PASSWORDS = (
     'IMAGES_PASSWORD',
     'SERVICE_PASSWORD',
 )
-# Of what only services need, none may be where the openstack command is.
+# Only services need these: none may be installed beside the openstack command.
 OF_SERVICES = ('alembic', 'keystonemiddleware', 'oslo.messaging', 'oslo.service', 'SQLAlchemy')
 
 

@@ -47,7 +47,7 @@ _WRITES = {_WRITING: True}
 _MYSQLS = expressions.MYSQLS
 _ONE_STATE = 'REPEATABLE READ'
 _WHAT_OTHERS_COMMIT: Final = 'READ COMMITTED'
-# Of the next transaction of a connection, and of all of them.
+# For the next transaction of a connection, and for all of them.
 _FOR_NEXT = 'SET TRANSACTION ISOLATION LEVEL {}'
 _FOR_ALL = 'SET SESSION TRANSACTION ISOLATION LEVEL {}'
 _KEPT_LEVEL = 'isolation_level'  # of a connection whose transactions all see one state

@@ -28,7 +28,7 @@ from nova_precache.cache import layout, notes, store
 _ROOT_DISK = 'disk'
 _DISK_FORMATS = 'disk.info'
 _DISK_FORMATS_MAX_BYTES = 64 * 1024
-# Of each end: a host may have hundreds of instances with a kernel.
+# Only the two ends are compared: a host may have hundreds of instances with a kernel.
 _COMPARED_BYTES = 64 * 1024
 _COPIES = frozenset({'kernel', 'ramdisk'})
 

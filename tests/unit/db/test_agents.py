@@ -194,7 +194,7 @@ def test_host_state_comes_with_reason(world: World) -> None:
 
 
 def test_outage_does_not_count_as_silence(world: World) -> None:
-    """Of the database, of the cell's broker, or of every conductor: none records the cell then."""
+    """The database, the cell's broker or every conductor is away, so none records the cell."""
     world.hears('cell-1', for_seconds=1000)
     world.agents.register(AGENT)
 

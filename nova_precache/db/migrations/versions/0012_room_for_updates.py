@@ -12,6 +12,6 @@ down_revision = '0011'
 
 def upgrade() -> None:
     if op.get_context().dialect.name == 'postgresql':
-        # Of new pages; those that are full already get room as their rows move.
+        # This applies to new pages; full ones get room as their rows move.
         for table in ('jobs', 'cache_tasks'):
             op.execute(f'ALTER TABLE {table} SET (fillfactor = 50)')

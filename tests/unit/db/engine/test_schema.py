@@ -114,7 +114,7 @@ def _sync_to(database: session.Database, revision: str) -> None:
         alembic.command.upgrade(config, revision)
 
 
-# Of the columns whose values a driver does not take as they are.
+# The columns whose values a driver does not take as they are.
 _TYPES = {'images': sa.JSON(), 'created_at': sa.DateTime(), 'planned_at': sa.DateTime()}
 
 
