@@ -418,6 +418,9 @@ def test_registration_brings_host_back(world: World) -> None:
 def test_older_conductor_brings_host_back(world: World) -> None:
     world.agents.register(AGENT)
     _stop(world)
+    stopped_at = world.agents.get(['host1'])['host1'].stopped_at
+    assert stopped_at is not None
+    world.wait(lambda: world.database.write(session.now) > stopped_at)  # SQLite has milliseconds
 
     # It does not know the column, but records the start.
     started = sa.update(models.Agent).values(
