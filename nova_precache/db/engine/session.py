@@ -24,7 +24,7 @@ from oslo_db.sqlalchemy import engines
 from sqlalchemy import orm
 from sqlalchemy.dialects import plugins
 
-from nova_precache import deadline, exception, outages
+from nova_precache import backend, deadline, exception, outages
 from nova_precache.db.engine import errors, expressions, pymysql_times, texts, timeouts, urls
 
 LOG = logging.getLogger(__name__)
@@ -152,8 +152,14 @@ class Database:
 
         :param keeps_level: on MariaDB, leave its connection prepared for further ones
         """
-        with self._translated(), self._sessions() as session:
-            connection = session.info[_CONNECTION] = session.connection()
+        with (
+            self._translated(),
+            self.engine.connect() as connection,
+            self._sessions(bind=connection) as session,
+        ):
+            # The session joins it. One of the session's own would be rolled back twice at its end.
+            connection.begin()
+            session.info[_CONNECTION] = connection
             if self.engine.dialect.name in _MYSQLS and _KEPT_LEVEL not in connection.info:
                 set_level = _FOR_ALL if keeps_level else _FOR_NEXT
                 connection.exec_driver_sql(set_level.format(_ONE_STATE))
@@ -435,6 +441,8 @@ def _open(
         max_overflow=options.max_overflow,
         pool_timeout=options.pool_timeout or limits.connect_seconds,
         max_retries=0,  # it would connect before limits are set
+        # Green threads take turns there; a native one would give up its CPU after each transaction.
+        thread_checkin=backend.current() is backend.Backend.EVENTLET,
     )
     database = Database(engine, read_only=read_only, name=name, limits=limits)
     with closed_on_failure(database):

@@ -6,13 +6,15 @@ import pathlib
 import threading
 import traceback
 from concurrent import futures
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
+from oslo_db.sqlalchemy import engines
 from sqlalchemy import orm
 
-from nova_precache import conf as options, exception
+from nova_precache import backend, conf as options, exception
 from nova_precache.cells import models as cell_models
 from nova_precache.db.engine import models, session
 from tests.unit.conftest import open_database
@@ -191,6 +193,34 @@ def test_readers_share_one_snapshot(database: session.Database) -> None:
         assert (_read(database), len(begun)) == (before, 2)  # one of them writes
 
     assert _read(database) == before + 1
+
+
+def test_reader_is_rolled_back_once(
+    database: session.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollback, ended = database.engine.dialect.do_rollback, []
+
+    def note(connection: Any) -> None:
+        ended.append(connection)
+        rollback(connection)
+
+    with database.reader() as reader:
+        assert reader.scalars(sa.select(models.Job)).all() == []
+        monkeypatch.setattr(database.engine.dialect, 'do_rollback', note)
+
+    assert len(ended) == 1
+
+
+@pytest.mark.parametrize('kind', backend.Backend)
+def test_only_green_threads_take_turns_after_transactions(
+    database_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kind: backend.Backend
+) -> None:
+    monkeypatch.setattr(backend, 'current', lambda: kind)
+
+    with open_database(database_path) as opened:
+        takes_turns = sa.event.contains(opened.engine, 'checkin', engines._thread_yield)
+
+    assert takes_turns == (kind is backend.Backend.EVENTLET)
 
 
 def test_snapshot_ends_with_error(database: session.Database) -> None:
