@@ -1208,6 +1208,32 @@ def test_work_reads_few_rows(database: session.Database) -> None:
     assert max(work.each)[0] < 1000, max(work.each)
 
 
+def test_bytes_before_far_host_not_read(
+    database: session.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('It counts no rows')
+    monkeypatch.setattr(turns, 'MOST_JOBS', 20)
+    world = open_world(database)
+    before = [f'h{number:02}' for number in range(20)]
+    world.planned([*before, 'last'], ['i'])
+
+    def rows() -> int:
+        _analyze(world)
+        with database.reader() as reader:
+            now = session.now(reader)
+            with rows_read.counted(database) as read:
+                found = turns.places(reader, now, {world.cell.uuid: ['last']})
+        assert found == {'last': turns.Place(20, is_beyond=True)}
+        return read.rows
+
+    few = rows()
+    for number in range(10):
+        world.planned(before, [f'{number}{letter}' for letter in 'abc'])
+
+    assert rows() < few + 20 * 30  # jobs that these hosts have got
+
+
 def test_pages_read_few_rows(database: session.Database, monkeypatch: pytest.MonkeyPatch) -> None:
     if database.engine.dialect.name == 'sqlite':
         pytest.skip('Its plans are tested without a server')

@@ -4,8 +4,8 @@
 In a cell, that is the order of their most urgent jobs that are due. Hosts of another cell come
 first if their jobs have a higher priority; otherwise cells take turns, and hosts of other cells
 are not counted. Jobs that a request at its ``max_parallel_hosts`` holds up are passed over. Only
-the first jobs of a queue are read, and all jobs of their hosts: those are as many as the images
-that a host waits for.
+the first jobs of a queue are read, and all jobs of the hosts before those that are asked for: a
+host has as many as the images that it waits for.
 """
 
 import dataclasses
@@ -23,7 +23,6 @@ from nova_precache.db.job import claim as job_claim, host_limits
 
 # For all cells of a page together: the first jobs that are read for their order.
 MOST_JOBS = 500
-_HEAD = 10
 _CELLS_AT_ONCE = 20
 _MOST_IDS = 2**40
 _JOB, _AGENT, _TASK = models.Job, models.Agent, models.Task
@@ -35,11 +34,12 @@ _Full = Collection[host_limits.SaturatedRequest]
 class Place:
     """The place of a host in the queue.
 
+    :ivar bytes_before: to be received by the hosts before it; not counted if it is beyond them
     :ivar is_beyond: it comes later, by a number of hosts that is not known
     """
 
     hosts_before: int
-    bytes_before: int
+    bytes_before: int = 0
     is_beyond: bool = False
 
 
@@ -108,44 +108,72 @@ def _bytes_of(host: sa.ColumnElement[str], full: _Full) -> sa.ColumnElement[int]
     return expressions.by_index(jobs, _OTHER, 'jobs_host_idx').scalar_subquery()
 
 
-def _queue(cell: sa.BindParameter[str], full: _Full) -> sa.Select[*tuple[Any, ...]]:
-    """Select the places of hosts of a cell, and the last of those counted."""
-    which = _JOB.cell_uuid == cell
-    jobs = _first_jobs('jobs_share_idx', full, model.TASK_WAITING, which).subquery()
-    is_due = jobs.c.due == 1
-    hosts = (
-        sa.select(
-            jobs.c.host,
-            sa.func.min(sa.case((is_due, jobs.c.turn))).label('turn'),
-            sa.func.max(sa.case((is_due, jobs.c.priority))).label('priority'),
-            sa.func.count().label('jobs'),
-        )
-        .group_by(jobs.c.host)
-        .subquery()
-    )
-    hosts = sa.select(hosts, _bytes_of(hosts.c.host, full).label('bytes')).subquery()
-    order = (hosts.c.turn.is_(None), hosts.c.turn)
-    up_to = sa.func.sum(hosts.c.bytes).over(order_by=order)
-    queue = sa.select(
-        cell.label('cell'),
-        hosts.c.host,
-        hosts.c.turn,
-        hosts.c.priority,
-        (sa.func.row_number().over(order_by=order) - 1).label('hosts_before'),
-        (up_to - hosts.c.bytes).label('bytes_before'),
-        hosts.c.bytes,
-        sa.func.count(hosts.c.turn).over().label('hosts'),
-        sa.func.sum(hosts.c.jobs).over().label('jobs'),
+def _queues(cells: int, full: _Full = ()) -> sa.Select[*tuple[Any, ...]]:
+    """Select the places of hosts of some cells, and in each cell the last of those counted."""
+    asked: sa.BindParameter[str] = sa.bindparam('hosts', expanding=True)
+    host = _hosts(cells, full).c
+    cell, order = host.cell_uuid, (host.turn.is_(None), host.turn)
+    number = sa.func.row_number().over(partition_by=cell, order_by=order)
+    asked_turn = sa.case((host.host.in_(asked), host.turn))
+    ranked = sa.select(
+        *host,
+        (number - 1).label('hosts_before'),
+        sa.func.count(host.turn).over(partition_by=cell).label('hosts'),
+        sa.func.sum(host.jobs).over(partition_by=cell).label('all_jobs'),
+        sa.func.max(asked_turn).over(partition_by=cell).label('last_turn'),
     ).subquery()
-    is_last = queue.c.hosts_before == queue.c.hosts - 1
-    is_asked = queue.c.host.in_(sa.bindparam('hosts', expanding=True))
-    return sa.select(queue).where(queue.c.turn.is_not(None), sa.or_(is_asked, is_last))
+    # Of no other host: the bytes before one beyond are not shown.
+    is_before = ranked.c.turn < ranked.c.last_turn
+    moved = sa.case((is_before, _bytes_of(ranked.c.host, full)), else_=0)
+    place = sa.select(ranked, moved.label('bytes')).subquery().c
+    up_to = sa.func.sum(place.bytes).over(partition_by=place.cell_uuid, order_by=place.hosts_before)
+    queue = sa.select(*place, (up_to - place.bytes).label('bytes_before')).subquery().c
+    is_last = queue.hosts_before == queue.hosts - 1
+    return sa.select(
+        queue.cell_uuid,
+        queue.host,
+        queue.priority,
+        queue.hosts_before,
+        queue.bytes_before,
+        queue.hosts,
+        queue.all_jobs,
+        _highest_priority().label('highest'),
+    ).where(queue.turn.is_not(None), sa.or_(queue.host.in_(asked), is_last))
 
 
-def _queues(cells: int, full: _Full = ()) -> sa.CompoundSelect[*tuple[Any, ...]]:
-    return sa.union_all(
-        *(_queue(sa.bindparam(f'cell_{n}', type_=sa.String()), full) for n in range(cells))
+def _hosts(cells: int, full: _Full) -> sa.Subquery:
+    """Select the hosts of the first jobs of each cell, with the turns of those that are due."""
+    first = (sa.select(_first_of_cell(number, full).subquery()) for number in range(cells))
+    job = sa.union_all(*first).subquery().c
+    is_due = job.due == 1
+    hosts = sa.select(
+        job.cell_uuid,
+        job.host,
+        sa.func.min(sa.case((is_due, job.turn))).label('turn'),
+        sa.func.max(sa.case((is_due, job.priority))).label('priority'),
+        sa.func.count().label('jobs'),
     )
+    return hosts.group_by(job.cell_uuid, job.host).subquery()
+
+
+def _first_of_cell(number: int, full: _Full) -> sa.Select[*tuple[Any, ...]]:
+    is_its = _JOB.cell_uuid == sa.bindparam(f'cell_{number}', type_=sa.String())
+    return _first_jobs('jobs_share_idx', full, model.TASK_WAITING, is_its)
+
+
+def _highest_priority() -> sa.ScalarSelect[int]:
+    """Select that of the most urgent waiting job of all cells, which may be on a claimed host."""
+    first = (
+        sa.select(_JOB.priority)
+        .where(expressions.one_of(_JOB.status, [status]), _JOB.ready)
+        .order_by(_JOB.priority.desc(), _JOB.id)
+        .limit(1)
+        for status in sorted(model.TASK_WAITING)
+    )
+    jobs = sa.union_all(
+        *(sa.select(expressions.by_index(each, _JOB, 'jobs_due_idx').subquery()) for each in first)
+    ).subquery()
+    return sa.select(sa.func.max(jobs.c.priority)).scalar_subquery()
 
 
 def _more_urgent(full: _Full = ()) -> sa.Select[*tuple[Any, ...]]:
@@ -194,26 +222,24 @@ def places(
     """
     most = max(1, MOST_JOBS // max(1, len(hosts)))
     found: dict[str, tuple[str, int, Place]] = {}
-    left = dict(hosts)
-    # Most pages that are read begin at the head of the queue.
-    for jobs in sorted({max(1, most // _HEAD), most}):
-        for cell, queue in _read_queues(session, now, left, jobs, full):
-            names, last = left[cell], max(queue, key=lambda row: row.hosts_before, default=None)
-            known = [row for row in queue if row.host in names]
-            found.update(
-                (row.host, (cell, row.priority, Place(row.hosts_before, int(row.bytes_before))))
-                for row in known
-            )
-            if len(known) == len(names) or (last is not None and last.jobs < jobs):
-                del left[cell]
-            elif jobs == most and last is not None:
-                beyond = Place(last.hosts, int(last.bytes_before + last.bytes), is_beyond=True)
-                for host in set(names).difference(row.host for row in known):
-                    found[host] = cell, last.priority, beyond
+    highest: set[int] = set()
+    for cell, queue in _read_queues(session, now, hosts, most, full):
+        highest.update(row.highest for row in queue)
+        names, last = hosts[cell], max(queue, key=lambda row: row.hosts_before, default=None)
+        if last is not None and last.all_jobs >= most:
+            beyond = Place(last.hosts, is_beyond=True)
+            found.update((host, (cell, last.priority, beyond)) for host in names)
+        found.update(
+            (row.host, (cell, row.priority, Place(row.hosts_before, int(row.bytes_before))))
+            for row in queue
+            if row.host in names
+        )
     if not found:
         return {}
-    more_urgent = _more_urgent(full) if full else _MORE_URGENT
     lowest = min(priority for _, priority, _ in found.values())
+    if max(highest) <= lowest:
+        return {host: place for host, (_, _, place) in found.items()}
+    more_urgent = _more_urgent(full) if full else _MORE_URGENT
     others = db_session.run(session, more_urgent, {'now': now, 'most': most, 'lowest': lowest})
     urgent = others.all()
     return {host: _after(urgent, *place) for host, place in found.items()}
@@ -234,7 +260,7 @@ def _read_queues(
         given = {**named, 'now': now, 'most': jobs, 'hosts': names}
         rows = db_session.run(session, statement, given).all()
         for cell in cells:
-            yield cell, [row for row in rows if row.cell == cell]
+            yield cell, [row for row in rows if row.cell_uuid == cell]
 
 
 def _after(
@@ -242,12 +268,11 @@ def _after(
 ) -> Place:
     """Add the more urgent hosts of other cells to a place in a cell."""
     first = [row for row in others if row.cell_uuid != cell and row.priority > priority]
+    hosts = place.hosts_before + sum(row.hosts for row in first)
     is_cut = any(row.read_to is not None and row.read_to > priority for row in others)
-    return Place(
-        place.hosts_before + sum(row.hosts for row in first),
-        place.bytes_before + sum(int(row.bytes) for row in first),
-        place.is_beyond or is_cut,
-    )
+    if place.is_beyond or is_cut:
+        return Place(hosts, is_beyond=True)
+    return Place(hosts, place.bytes_before + sum(int(row.bytes) for row in first))
 
 
 def is_stale(silent_since: sa.ColumnElement[datetime.datetime]) -> sa.ColumnElement[bool]:

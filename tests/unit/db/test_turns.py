@@ -100,7 +100,7 @@ def test_far_places_not_counted(world: World, monkeypatch: pytest.MonkeyPatch) -
 
     assert places(world, 'h1', 'h5') == {
         'h1': turns.Place(1, 200),
-        'h5': turns.Place(2, 400, is_beyond=True),
+        'h5': turns.Place(2, is_beyond=True),
     }
 
 
@@ -141,7 +141,7 @@ def test_place_behind_many_urgent_unknown(world: World, monkeypatch: pytest.Monk
 
     assert places(world, 'h1', 'h2') == {
         'h2': turns.Place(1, 100),
-        'h1': turns.Place(3, 300, is_beyond=True),
+        'h1': turns.Place(3, is_beyond=True),
     }
 
 
@@ -171,13 +171,13 @@ def test_cells_of_page_share_limit(world: World, monkeypatch: pytest.MonkeyPatch
 
     assert found == {
         'h0': turns.Place(0, 0),
-        'h3': turns.Place(2, 200, is_beyond=True),
+        'h3': turns.Place(2, is_beyond=True),
         'f1': turns.Place(1, 100),
-        'f2': turns.Place(2, 200, is_beyond=True),
+        'f2': turns.Place(2, is_beyond=True),
     }
 
 
-def test_cells_of_page_share_statements(world: World) -> None:
+def test_cells_of_page_share_one_statement(world: World) -> None:
     cells = [world.cell, *(world.inventory.create_cell(n, f'fake:///{n}') for n in 'abcd')]
     for number, cell in enumerate(cells):
         world.planned([f'h{number}', f'k{number}'], ['i1'], cell_uuid=cell.uuid)
@@ -189,7 +189,21 @@ def test_cells_of_page_share_statements(world: World) -> None:
             found = turns.places(reader, now, hosts)
 
     assert found == {f'k{number}': turns.Place(1, 100) for number in range(5)}
-    assert len(sent) == 2  # the queues, and more urgent hosts
+    assert len(sent) == 1
+
+
+def test_other_cells_read_only_if_more_urgent(world: World) -> None:
+    far = world.inventory.create_cell('far', 'fake:///far')
+    world.planned(['f1'], ['i1'], cell_uuid=far.uuid)
+    world.planned(['h1'], ['i1'])
+
+    with statements.recorded(world.database, 'SELECT') as alike:
+        assert places(world, 'h1') == {'h1': turns.Place(0, 0)}
+    world.planned(['f1'], ['i2'], cell_uuid=far.uuid, priority=1)
+    with statements.recorded(world.database, 'SELECT') as urgent:
+        assert places(world, 'h1') == {'h1': turns.Place(1, 100)}
+
+    assert len(urgent) == len(alike) + 1
 
 
 def test_queue_without_due_jobs_has_no_places(world: World) -> None:
