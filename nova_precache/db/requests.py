@@ -103,11 +103,8 @@ class Requests:
         :raises nova_precache.exception.InvalidMarker: unknown, or another project's
         """
         chosen = filter or queries.RequestFilter()
-        row, project_id = models.CacheRequest, chosen.project_id
-        visible = None if project_id is None else row.project_id == project_id
         with self._database.reader() as session:
-            query = pages.select(session, queries.requests(chosen), queries.REQUESTS, page, visible)
-            return rows.requests(session, db_session.run(session, query).all())
+            return rows.requests(session, queries.requests(session, chosen, page))
 
     def tasks(
         self,

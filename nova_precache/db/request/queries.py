@@ -4,7 +4,7 @@
 import dataclasses
 import datetime
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -88,26 +88,40 @@ class TaskFilter:
     image_id: str | None = None
 
 
-def requests(chosen: RequestFilter) -> sa.Select[*tuple[Any, ...]]:
-    """Select the columns ``rows.REQUEST``."""
-    query = sa.select(*rows.REQUEST)
-    for column, value in (
-        (_REQUEST.project_id, chosen.project_id),
-        (_REQUEST.status, chosen.status),
-        (_REQUEST.pin_id, chosen.pin_id),
-    ):
-        if value is not None:
-            query = query.where(column == value)
-    if chosen.aggregate is not None:
-        query = query.where(chosen.aggregate.matches(_REQUEST))
-    if chosen.since is not None:
-        query = query.where(_REQUEST.created_at >= chosen.since)
-    if chosen.image_id is None:
-        return query
+def requests(
+    session: orm.Session, chosen: RequestFilter, page: pages.Page
+) -> Sequence[sa.Row[*tuple[Any, ...]]]:
+    """Return the rows of a page, with the columns ``rows.REQUEST``.
+
+    :raises nova_precache.exception.InvalidMarker: the filter's project has no such request
+    """
+    asked = {name: value for name, value in vars(chosen).items() if value is not None}
+    aggregate = asked.pop('aggregate', None)
+    is_its = None if chosen.project_id is None else _REQUEST.project_id == chosen.project_id
+    last = pages.last_values(session, REQUESTS, page, is_its)
+    statement = _page_of_requests(frozenset(asked), tuple(page.sort), _nulls(last))
+    if aggregate is not None:
+        statement = statement.where(aggregate.matches(_REQUEST))
+    return db_session.run(session, statement, {**asked, **_values(page, last)}).all()
+
+
+@functools.lru_cache(maxsize=256)
+def _page_of_requests(
+    asked: Collection[str], sort: Sequence[model.SortKey], nulls: Sequence[bool] | None
+) -> sa.Select[*tuple[Any, ...]]:
+    """Build the statement of similar pages once, as ``_page_of_tasks``."""
     named = models.RequestImage
-    return query.where(
-        sa.exists().where(named.request_id == _REQUEST.id, named.image_id == chosen.image_id)
-    )
+    conditions: Mapping[str, sa.ColumnElement[bool]] = {
+        'project_id': _REQUEST.project_id == _parameter('project_id'),
+        'status': _REQUEST.status == _parameter('status'),
+        'pin_id': _REQUEST.pin_id == _parameter('pin_id'),
+        'since': _REQUEST.created_at >= _parameter('since'),
+        'image_id': sa.exists().where(
+            named.request_id == _REQUEST.id, named.image_id == _parameter('image_id')
+        ),
+    }
+    query = sa.select(*rows.REQUEST).where(*(conditions[name] for name in sorted(asked)))
+    return _limited(query, REQUESTS, sort, nulls)
 
 
 def require(session: orm.Session, chosen: TaskFilter) -> None:
@@ -131,11 +145,8 @@ def tasks(
     """
     asked = {name: value for name, value in vars(chosen).items() if value is not None}
     last = pages.last_values(session, TASKS, page, _visible(chosen))
-    nulls = None if last is None else tuple(value is None for value in last)
-    statement = _page_of_tasks(frozenset(asked), tuple(page.sort), nulls)
-    values = {f'{_LAST}{place}': value for place, value in enumerate(last or ())}
-    most = _UNLIMITED if page.limit is None else page.limit
-    return db_session.run(session, statement, {**asked, **values, _MOST: most}).all()
+    statement = _page_of_tasks(frozenset(asked), tuple(page.sort), _nulls(last))
+    return db_session.run(session, statement, {**asked, **_values(page, last)}).all()
 
 
 _LAST, _MOST = 'last_', 'most'
@@ -154,7 +165,7 @@ def _page_of_tasks(
     :param asked: the conditions, whose values are parameters
     :param nulls: which values of the last row of the page before are null; None: the first page
     """
-    query = sa.select(*rows.TASK).limit(sa.bindparam(_MOST, type_=sa.BigInteger()))
+    query = sa.select(*rows.TASK)
     equal = [name for name in _EQUAL if name in asked]
     found = _index(asked)
     if found is not None and [key.name for key in sort] in ([], [_TASK.id.key]):
@@ -169,11 +180,32 @@ def _page_of_tasks(
     if 'project_id' in asked:
         request_id = _parameter('request_id') if 'request_id' in asked else None
         query = query.where(_of_project(_parameter('project_id'), request_id))
+    return _limited(query, TASKS, sort, nulls)
+
+
+def _nulls(last: Sequence[Any] | None) -> Sequence[bool] | None:
+    return None if last is None else tuple(value is None for value in last)
+
+
+def _values(page: pages.Page, last: Sequence[Any] | None) -> Mapping[str, Any]:
+    """Return the parameters of ``_limited``."""
+    values = {f'{_LAST}{place}': value for place, value in enumerate(last or ())}
+    return {**values, _MOST: _UNLIMITED if page.limit is None else page.limit}
+
+
+def _limited(
+    query: sa.Select[*tuple[Any, ...]],
+    listing: pages.Listing,
+    sort: Sequence[model.SortKey],
+    nulls: Sequence[bool] | None,
+) -> sa.Select[*tuple[Any, ...]]:
+    """Add the order and the limits of a page, whose values are parameters."""
     parameters = [
         None if is_null else _parameter(f'{_LAST}{place}')
         for place, is_null in enumerate(nulls or ())
     ]
-    return pages.ordered(query, TASKS, sort, parameters or None)
+    limited = query.limit(sa.bindparam(_MOST, type_=sa.BigInteger()))
+    return pages.ordered(limited, listing, sort, parameters or None)
 
 
 def _parameter(name: str) -> sa.BindParameter[Any]:

@@ -499,6 +499,19 @@ def test_requests_filtered_by_target(world: World) -> None:
     assert ids(since=first.created_at + datetime.timedelta(days=1)) == []
 
 
+def test_similar_lists_share_one_statement(world: World) -> None:
+    executed: list[object] = []
+    sa.event.listen(
+        world.database.engine, 'before_execute', lambda conn, what, *rest: executed.append(what)
+    )
+
+    for project_id in ('p1', 'p2'):
+        world.requests.list(requests.RequestFilter(project_id=project_id))
+
+    first, second = (each for each in executed if isinstance(each, sa.Select))
+    assert first is second
+
+
 @pytest.mark.parametrize('sort_key', ['created_at', 'finished_at', 'priority', 'status'])
 @pytest.mark.parametrize('descending', [True, False])
 def test_requests_paged_by_any_key(world: World, sort_key: str, descending: bool) -> None:
