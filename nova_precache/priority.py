@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lower the disk and CPU priority of precaching until it is urgent.
+"""Lower the disk and CPU priority of precaching until something waits for it.
 
 Threads do their I/O in the idle class; child programs also run with the lowest priority
 (niceness 19). If the operating system lacks or refuses this, the work continues without it.
@@ -68,7 +68,7 @@ class Priority:
 
 @contextlib.contextmanager
 def idle_io(control: controls.Control) -> Iterator[None]:
-    """Put the I/O of the calling thread into the idle class while the control is not urgent.
+    """Put the I/O of the calling thread into the idle class while nothing waits for the transfer.
 
     Its niceness is unchanged: a thread that holds the interpreter lock but gets no CPU blocks
     all others of the process, also those that serve boots.
@@ -80,31 +80,40 @@ def idle_io(control: controls.Control) -> Iterator[None]:
         return
     idle = _idle().without_niceness()
     try:
-        with control.at_urgency(lambda urgent: (before if urgent else idle).give(thread_id)):
+        with control.at_change(
+            lambda: control.is_urgent or control.is_relayed,
+            lambda is_raised: (before if is_raised else idle).give(thread_id),
+        ):
             yield
     finally:
         before.give(thread_id)
 
 
 @contextlib.contextmanager
-def sched_batch() -> Iterator[None]:
+def sched_batch(control: controls.Control) -> Iterator[None]:
     """Stop the calling thread, within, from preempting a computing thread when it wakes up.
 
     It still gets its share of the CPUs, and so do threads that wait for a lock it holds. If
     threads share a pipeline with one that computes all the time, as for the hash of an image,
-    that one is the slowest, and preempting it delays all.
+    that one is the slowest, and preempting it delays all. So this also hastens a transfer for
+    which a boot waits. While other hosts read the partial file, it does not apply: they wait for
+    each piece.
     """
     thread_id = threading.get_native_id()
     if not hasattr(os, 'SCHED_BATCH') or os.sched_getscheduler(thread_id) != os.SCHED_OTHER:
         yield
         return
-    with _refusals_noted(thread_id):
-        os.sched_setscheduler(thread_id, os.SCHED_BATCH, os.sched_param(0))
-    try:
-        yield
-    finally:
+
+    def schedule(is_preempting: bool) -> None:
         with _refusals_noted(thread_id):
-            os.sched_setscheduler(thread_id, os.SCHED_OTHER, os.sched_param(0))
+            policy = os.SCHED_OTHER if is_preempting else os.SCHED_BATCH
+            os.sched_setscheduler(thread_id, policy, os.sched_param(0))
+
+    try:
+        with control.at_change(lambda: control.is_relayed, schedule):
+            yield
+    finally:
+        schedule(is_preempting=True)
 
 
 def idle_command(command: list[str]) -> list[str]:

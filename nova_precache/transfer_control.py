@@ -3,10 +3,13 @@
 
 The requester can stop the transfer at once, with an error as the reason, and hasten it while
 a boot or another process waits for the result. In the transfer, a stop interrupts blocking
-operations, and urgency lifts its limits.
+operations, and urgency lifts its limits. While another host reads the partial file, only the
+priority is raised: the limits remain.
 """
 
+import collections
 import contextlib
+import enum
 import functools
 import logging
 import threading
@@ -20,6 +23,41 @@ from nova_precache import exception
 LOG = logging.getLogger(__name__)
 
 T = TypeVar('T')
+
+
+class Need(enum.StrEnum):
+    """What others wait for.
+
+    :cvar RESULT: a boot or another process waits for the whole image
+    :cvar BYTES: another host reads the partial file as it grows
+    """
+
+    RESULT = 'result'
+    BYTES = 'bytes'
+
+
+class Wait:
+    """One wait for a transfer, from its creation until it is left; thread-safe."""
+
+    def __init__(self, count: Callable[[int], None]) -> None:
+        self._count = count
+        self._lock = threading.Lock()
+        self._is_left = False
+        count(+1)
+
+    def leave(self) -> None:
+        """End the wait; leaving it again changes nothing."""
+        with self._lock:
+            if self._is_left:
+                return
+            self._is_left = True
+        self._count(-1)
+
+    def __enter__(self) -> 'Wait':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
 
 
 class Control:
@@ -48,14 +86,19 @@ class Control:
         self.gained_bytes = 0
         self._changed = threading.Condition()
         self._error: exception.CacheError | None = None
-        self._waiters = 0
+        self._waits = collections.Counter[Need]()
         self._at_stop: list[_Call] = []
-        self._at_urgency: list[_Call] = []
+        self._at_wait: list[_Call] = []
 
     @property
     def is_urgent(self) -> bool:
         """Whether a boot or another process waits for the result."""
-        return self.is_boot or self._waiters > 0
+        return self.is_boot or self._waits[Need.RESULT] > 0
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether another host reads the partial file as it grows."""
+        return self._waits[Need.BYTES] > 0
 
     def stop(self, error: exception.CacheError) -> None:
         """Stop the transfer at once with an error; the first error counts."""
@@ -89,21 +132,15 @@ class Control:
             )
         self.check()
 
-    @contextlib.contextmanager
-    def waited_for(self) -> Iterator[None]:
-        """Make the transfer urgent within."""
-        self._count_waiters(+1)
-        try:
-            yield
-        finally:
-            self._count_waiters(-1)
+    def waited_for(self, need: Need = Need.RESULT) -> Wait:
+        """Count a wait for the transfer, from now until it is left."""
+        return Wait(functools.partial(self._count_waits, need))
 
-    def _count_waiters(self, step: int) -> None:
+    def _count_waits(self, need: Need, step: int) -> None:
         with self._changed:
-            was_urgent = self.is_urgent
-            self._waiters += step
+            self._waits[need] += step
             self._changed.notify_all()
-            calls = list(self._at_urgency) if self.is_urgent != was_urgent else []
+            calls = list(self._at_wait)
         for call in calls:
             call()
 
@@ -118,14 +155,28 @@ class Control:
         )
 
     def at_urgency(self, callback: Callable[[bool], None]) -> AbstractContextManager[None]:
-        """Call a callback with the urgency of the transfer: now, and at each change.
+        """Call a callback with ``is_urgent``: see ``at_change``."""
+        return self.at_change(lambda: self.is_urgent, callback)
+
+    def at_change(
+        self, state: Callable[[], bool], callback: Callable[[bool], None]
+    ) -> AbstractContextManager[None]:
+        """Call a callback with a state of the transfer: now, and at each change.
 
         The last call has the current state. Calls do not overlap, and none follows after the
         context is left: leaving waits for a running call. Errors of the callback are logged.
+
+        :param state: computed from ``is_urgent`` and ``is_relayed``
         """
-        # Read the state at the call: two changes may overtake each other.
-        call = _Call(lambda: callback(self.is_urgent))
-        return self._registered(self._at_urgency, call, is_due=lambda: True)
+        reported: list[bool] = []
+
+        def report() -> None:
+            # Read the state at the call: two changes may overtake each other.
+            if reported != [now := state()]:
+                reported[:] = [now]
+                callback(now)
+
+        return self._registered(self._at_wait, _Call(report), is_due=lambda: True)
 
     @contextlib.contextmanager
     def _registered(

@@ -110,7 +110,7 @@ class PriorityBoost:
         self._do_others_wait = False
         self._has_ended = False
         self._lock = threading.Lock()
-        self._waited_for: contextlib.ExitStack | None = None
+        self._wait: controls.Wait | None = None
 
     def set_others(self, do_wait: bool) -> None:
         self._do_others_wait = do_wait
@@ -124,12 +124,11 @@ class PriorityBoost:
         """Mark or unmark the control by the current state, in whatever order changes arrive."""
         with self._lock:
             waits = not self._has_ended and (self._do_others_wait or self._do_boots_wait())
-            if waits and self._waited_for is None:
-                self._waited_for = contextlib.ExitStack()
-                self._waited_for.enter_context(self._control.waited_for())
-            elif not waits and self._waited_for is not None:
-                self._waited_for.close()
-                self._waited_for = None
+            if waits and self._wait is None:
+                self._wait = self._control.waited_for()
+            elif not waits and self._wait is not None:
+                self._wait.leave()
+                self._wait = None
 
 
 # Caches of one process that share a directory must share its queue. Caches of different

@@ -157,7 +157,7 @@ class _Download:
         """Hash all bytes and write them to the target."""
         try:
             self._line.start()  # Before sched_batch, which the threads would inherit.
-            with stall.guarded(self._stop_if_slow), priority.sched_batch():
+            with stall.guarded(self._stop_if_slow), priority.sched_batch(self.control):
                 self._replay_kept()
                 for attempt in resume.opens(self.control.wait):
                     with attempt:
@@ -327,7 +327,7 @@ class _Download:
     @contextlib.contextmanager
     def _at_priority(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(priority.sched_batch())
+            stack.enter_context(priority.sched_batch(self.control))
             if self.by.idle_priority:
                 stack.enter_context(priority.idle_io(self.control))
             yield

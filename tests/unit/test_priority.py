@@ -9,15 +9,20 @@ import sys
 import threading
 from collections.abc import Iterator
 
+import hypothesis
 import psutil
 import pytest
+from hypothesis import strategies as st
 
 from nova_precache import priority, transfer_control
+from nova_precache.transfer_control import Need
 from tests.service import wait_until
 from tools.waiting import TIMEOUT_SECONDS
 
 NONE, IDLE = psutil.IOPRIO_CLASS_NONE, psutil.IOPRIO_CLASS_IDLE
 BEST_EFFORT = psutil.IOPRIO_CLASS_BE
+# The scheduling policy and the I/O class of a transfer's thread.
+LOWERED, RAISED = (os.SCHED_BATCH, IDLE), (os.SCHED_OTHER, NONE)
 
 # A program with a second thread, which reports when both run.
 _TWO_THREADS = """
@@ -141,6 +146,111 @@ def test_other_thread_lifts_working_thread() -> None:
         thread.join(TIMEOUT_SECONDS)
 
 
+def _kernel_view(thread_id: int) -> tuple[int, int]:
+    return os.sched_getscheduler(thread_id), _io_class(thread_id)
+
+
+@pytest.fixture
+def reins() -> transfer_control.Control:
+    return transfer_control.Control()
+
+
+@pytest.fixture
+def transfer(reins: transfer_control.Control) -> Iterator[int]:
+    """The id of a thread that writes a transfer's bytes."""
+    ids: list[int] = []
+    started, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with priority.sched_batch(reins), priority.idle_io(reins):
+            ids.append(threading.get_native_id())
+            started.set()
+            done.wait(TIMEOUT_SECONDS)
+            ids.clear()
+        ids.extend(_kernel_view(threading.get_native_id()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait(TIMEOUT_SECONDS)
+    try:
+        yield ids[0]
+    finally:
+        done.set()
+        thread.join(TIMEOUT_SECONDS)
+    assert tuple(ids) == RAISED
+
+
+def test_transfer_raised_while_other_hosts_read_it(
+    reins: transfer_control.Control, transfer: int
+) -> None:
+    assert _kernel_view(transfer) == LOWERED
+    with reins.waited_for(Need.BYTES):
+        with reins.waited_for(Need.BYTES):
+            assert _kernel_view(transfer) == RAISED
+        assert _kernel_view(transfer) == RAISED, 'one host still reads'
+    assert _kernel_view(transfer) == LOWERED
+
+
+def test_boot_raises_only_io_of_transfer(reins: transfer_control.Control, transfer: int) -> None:
+    with reins.waited_for():
+        assert _kernel_view(transfer) == (os.SCHED_BATCH, NONE)
+        with reins.waited_for(Need.BYTES):
+            assert _kernel_view(transfer) == RAISED
+        assert _kernel_view(transfer) == (os.SCHED_BATCH, NONE)
+    assert _kernel_view(transfer) == LOWERED
+
+
+def test_wait_left_twice_lowers_transfer_once(
+    reins: transfer_control.Control, transfer: int
+) -> None:
+    with reins.waited_for(Need.BYTES), reins.waited_for(Need.BYTES) as left:
+        for leaver in [threading.Thread(target=left.leave) for _ in range(4)]:
+            leaver.start()
+        left.leave()
+        assert _kernel_view(transfer) == RAISED, 'the other host still reads'
+    assert _kernel_view(transfer) == LOWERED
+
+
+def test_transfer_raised_next_time_after_refusal(
+    reins: transfer_control.Control,
+    transfer: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, 'nova_precache.priority')
+    with monkeypatch.context() as refusing:
+        _refuse(refusing, 'ionice', psutil.AccessDenied(1))
+        refusing.setattr(os, 'sched_setscheduler', _deny)
+        with reins.waited_for(Need.BYTES):
+            assert _kernel_view(transfer) == LOWERED
+    assert caplog.text.count(f'Cannot change the priority of thread {transfer}') == 4
+    with reins.waited_for(Need.BYTES):
+        assert _kernel_view(transfer) == RAISED
+    assert _kernel_view(transfer) == LOWERED
+
+
+def _deny(*_: object) -> None:
+    raise PermissionError('not here')
+
+
+@hypothesis.given(steps=st.lists(st.sampled_from([None, *Need])))
+def test_priority_follows_waits_in_any_order(steps: list[Need | None]) -> None:
+    """None leaves the oldest wait."""
+    reins = transfer_control.Control()
+    waits: list[tuple[Need, transfer_control.Wait]] = []
+    me = threading.get_native_id()
+    with priority.sched_batch(reins), priority.idle_io(reins):
+        for need in steps:
+            if need is not None:
+                waits.append((need, reins.waited_for(need)))
+            elif waits:
+                waits.pop(0)[1].leave()
+            needs = {each for each, _ in waits}
+            policy = os.SCHED_OTHER if Need.BYTES in needs else os.SCHED_BATCH
+            assert _kernel_view(me) == (policy, NONE if needs else IDLE)
+    assert _kernel_view(me) == RAISED
+
+
 @pytest.mark.parametrize('refusal', [psutil.AccessDenied(1), OSError(38, 'not implemented')])
 def test_work_continues_without_settable_class(
     refusal: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -190,9 +300,9 @@ def test_work_continues_without_class_support(
 
 
 def test_batch_thread_restored_when_done() -> None:
-    with priority.sched_batch():
+    with priority.sched_batch(transfer_control.Control()):
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
-        with priority.sched_batch():
+        with priority.sched_batch(transfer_control.Control()):
             assert os.sched_getscheduler(0) == os.SCHED_BATCH
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
@@ -201,12 +311,9 @@ def test_batch_thread_restored_when_done() -> None:
 def test_work_continues_when_batch_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError('not here')
-
-    monkeypatch.setattr(os, 'sched_setscheduler', refuse)
+    monkeypatch.setattr(os, 'sched_setscheduler', _deny)
     caplog.set_level(logging.DEBUG, 'nova_precache.priority')
-    with priority.sched_batch():
+    with priority.sched_batch(transfer_control.Control()):
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
     assert caplog.messages[-1].startswith('Cannot change the priority of thread ')
     assert caplog.messages[-1].endswith(': not here')
@@ -216,7 +323,7 @@ def test_work_continues_without_batch_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(os, 'SCHED_BATCH')
-    with priority.sched_batch():
+    with priority.sched_batch(transfer_control.Control()):
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 

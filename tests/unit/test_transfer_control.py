@@ -110,6 +110,24 @@ def test_urgency_ends_with_last_waiter() -> None:
     assert not reins.is_urgent
 
 
+def test_hosts_that_read_bytes_lift_no_limits() -> None:
+    reins = transfer_control.Control()
+    told: list[bool] = []
+    with reins.at_urgency(told.append), reins.waited_for(transfer_control.Need.BYTES):
+        assert reins.is_relayed
+        assert not reins.is_urgent
+    assert not reins.is_relayed
+    assert told == [False]
+
+
+def test_wait_left_again_does_not_end_others() -> None:
+    reins = transfer_control.Control()
+    first, _ = reins.waited_for(), reins.waited_for()
+    first.leave()
+    first.leave()
+    assert reins.is_urgent
+
+
 def test_boot_urgency_never_changes() -> None:
     reins = transfer_control.Control(is_boot=True)
     told: list[bool] = []

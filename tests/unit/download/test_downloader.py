@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
+import psutil
 import pytest
 from hypothesis import strategies
 
@@ -469,6 +470,31 @@ def test_other_threads_do_not_delay_hash(
     attempt.run(images, images.add(DATA))
     assert unhurried == {'hash': False, 'count': True, 'write': True}
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_threads_not_lowered_while_other_hosts_read(
+    attempt: Attempt, images: fake.FakeImageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+    write, count = attempt.target.write, verifier.Verifier.count
+
+    def note(name: str) -> None:
+        io_class = psutil.Process(threading.get_native_id()).ionice().ioclass
+        seen[name] = os.sched_getscheduler(0), io_class
+
+    def writing(*arguments: Any) -> None:
+        note('write')
+        write(*arguments)
+
+    def counting(*arguments: Any) -> None:
+        note('receive')
+        count(*arguments)
+
+    monkeypatch.setattr(attempt.target, 'write', writing)
+    monkeypatch.setattr(verifier.Verifier, 'count', counting)
+    with attempt.control.waited_for(controls.Need.BYTES):
+        attempt.run(images, images.add(DATA), idle_priority=True)
+    assert seen == dict.fromkeys(['write', 'receive'], (os.SCHED_OTHER, psutil.IOPRIO_CLASS_NONE))
 
 
 @pytest.mark.parametrize('cuts', [[], [1000] * 9])

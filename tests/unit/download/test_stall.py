@@ -369,18 +369,17 @@ def test_boot_is_never_stopped(make_target: MakeTarget, clock: Clock, is_boot: b
 def test_window_begins_again_after_boot(attempt: Attempt, clock: Clock) -> None:
     """The time in which a boot waited does not count later, either."""
     origin = Trickle(clock, [(1, KIB)])
-    with attempt.control.waited_for():
+    with attempt.control.waited_for() as wait:
         watcher = attempt.watcher
         feed = watcher.feed
 
         def leave(data: memoryview) -> None:
             feed(data)
             if len(watcher.seen) == 500 * KIB:
-                attempt.control._count_waiters(-1)
+                wait.leave()
 
         watcher.feed = leave  # type: ignore[method-assign]
         error = slow_end(attempt, origin)
-        attempt.control._count_waiters(+1)
     assert error.gained_bytes == 560 * KIB
 
 
