@@ -28,8 +28,8 @@ LOOP_STOP_SECONDS = 5.0
 class Dispatcher:
     """The claim loop and the plan loop of one conductor, and a worker for each claimed host.
 
-    :ivar limit: hosts that all conductors together may claim at once; it and the seconds may
-        change at any time
+    :ivar limit: Glance streams of all claimed hosts of all conductors together; it and the
+        seconds may change at any time
     """
 
     def __init__(
@@ -63,7 +63,9 @@ class Dispatcher:
         self._in_progress: dict[futures.Future[None], str] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        # It adds a thread only when all are busy; the current limit bounds the busy ones.
+        # Claimed hosts without a stream at the last poll: they take no part of the limit.
+        self._without_stream = 0
+        # It adds a thread only when all are busy: one for each claimed host.
         self._pool = futures.ThreadPoolExecutor(sys.maxsize, thread_name_prefix='host')
         self._loop = threading.Thread(target=self._run, name='dispatcher')
         self._plan_wake = threading.Event()
@@ -136,8 +138,10 @@ class Dispatcher:
             self._wake.set()
 
     def _claim(self) -> None:
-        """Claim hosts up to the limit."""
-        while not self._stopping.is_set() and len(self._in_progress) < self.limit:
+        """Claim hosts up to the limit, unless those of this conductor reach it."""
+        while not self._stopping.is_set() and (
+            len(self._in_progress) - self._without_stream < self.limit
+        ):
             now = self._slots()
             claimed = self._jobs.claim_hosts(
                 self._conductor_id, now.limit, now.avoid_cells, now.most
@@ -186,14 +190,16 @@ class Dispatcher:
             return
         self._next_sweep = time.monotonic() + self.poll_seconds
         self._take_over()
-        self._release_strays()
+        self._check_claims()
         self._skip_hosts_that_left()
         self._tracker.complete(self._requests.ids_to_complete())
 
-    def _release_strays(self) -> None:
+    def _check_claims(self) -> None:
         """Release the hosts whose worker could not, for example during a database outage."""
         serving = set(self._in_progress.values())
-        strays = sorted(set(self._jobs.claimed_hosts(self._conductor_id)) - serving)
+        claims = self._jobs.claims(self._conductor_id)
+        self._without_stream = sum(not claim.holds_stream for claim in claims)
+        strays = sorted({claim.host for claim in claims} - serving)
         for host in strays:
             LOG.warning('Releasing host %s: it is claimed but has no worker', host)
         if strays:

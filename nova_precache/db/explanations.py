@@ -248,7 +248,7 @@ _CONDUCTORS = sa.select(
     sa.null().label('request_id'),
     expressions.database_now().label('at'),
     sa.func.max(_CLAIM.lease_expires_at).label('until'),
-    sa.func.count().label('number'),
+    sa.func.count(sa.case((job_claim.holds_stream(), 1))).label('number'),
     sa.select(sa.func.max(models.Service.seen_at))
     .where(models.Service.binary == model.Binary.CONDUCTOR)
     .scalar_subquery()
@@ -335,7 +335,7 @@ class _Page:
         self._stale = {
             row.request_id: int(row.number) for row in signs if row.request_id is not None
         }
-        now, leased_until, claimed_hosts, reported_at = next(
+        now, leased_until, streams, reported_at = next(
             row[2:] for row in signs if row.cell_uuid is None and row.request_id is None
         )
         self.anywhere = hearing.latest(self.heard.values(), now)
@@ -350,7 +350,7 @@ class _Page:
             conductor_seen_at=max(seen_at, default=None),
             conductor_silent=self._gap,
             compute_silent=datetime.timedelta(seconds=rules.compute_silent_seconds),
-            claimed_hosts=int(claimed_hosts),  # a decimal, beside the sums of rates
+            streams=int(streams),  # a decimal, beside the sums of rates
             precache_concurrency=rules.precache_concurrency(),
         )
         self.at_work: dict[str, sa.Row[*tuple[Any, ...]]] = {}

@@ -148,7 +148,7 @@ def execute_batch(
 
 # Of one transaction; the dispatcher asks again while it gets some.
 _MOST_ROUNDS = 4
-_NONE = job_claim.ClaimBudget({})
+_NONE = job_claim.ClaimBudget(0, {})
 
 
 class _Hosts:
@@ -174,7 +174,8 @@ class _Hosts:
             self._held.update(job_claim.fence(session, conductor_id, hosts))
         may_give_way = any(each.slots is not None and each.goes_on for each in served)
         self._budget = job_claim.budget(session) if wanted is not None or may_give_way else _NONE
-        free = 0 if wanted is None else self._budget.free(wanted, given_back=len(served))
+        given_back = sum(self._may_hold_stream(each.host) for each in served)
+        free = 0 if wanted is None else self._budget.free(wanted, given_back)
         over = {
             each.ended.job_id: each.ended.epoch
             for each in served
@@ -237,10 +238,11 @@ class _Hosts:
             if each.host not in self._chosen
             and each.repeated is None
             and (each.host in self._held or not each.goes_on)
+            and self._may_hold_stream(each.host)
         ]
         loads = collections.Counter(self._budget.by_cell)
         loads.subtract(self._held[host].cell_uuid for host in over if host in self._held)
-        free = slots.limit - self._budget.claimed + len(over)
+        free = slots.limit - self._budget.streams + len(over)
         if not 0 <= free < job_claim.MOST_HOSTS:
             return {}
         if not is_claiming:
@@ -255,9 +257,18 @@ class _Hosts:
         return gave_way
 
     def _may_give_way(self, request: NextJobRequest) -> bool:
-        """Return whether the next call of a host is one that may wait: it joins no transfer."""
+        """Return whether the next call of a host is one that may wait, and would free a stream.
+
+        A call that joins a transfer may not wait.
+        """
         chosen = self._chosen.get(request.host)
-        return chosen is not None and not chosen.joins and request.repeated is None
+        is_waiting = chosen is not None and not chosen.joins and request.repeated is None
+        return is_waiting and self._may_hold_stream(request.host)
+
+    def _may_hold_stream(self, host: str) -> bool:
+        """Return whether a served host holds a stream, as far as its claim was read."""
+        claim = self._held.get(host)
+        return claim is None or claim.holds_stream
 
     def call_or_release(
         self,

@@ -90,9 +90,10 @@ class Jobs:
     ) -> Sequence[job_batch.Claimed]:
         """Lease the hosts of the most urgent waiting jobs, and assign the first job of each.
 
-        There may be more: a transaction leases some only, so that others get their turn.
+        Each gets a Glance stream. There may be more: a transaction leases some only, so that
+        others get their turn.
 
-        :param limit: maximum of claimed hosts over all conductors
+        :param limit: maximum of Glance streams over all conductors
         :param avoid_cells: uuids of cells that are not to be called now
         :param most: maximum of hosts to lease now
         """
@@ -141,13 +142,42 @@ class Jobs:
 
         self._database.write(work)
 
-    def claimed_hosts(self, conductor_id: str | None = None) -> Sequence[str]:
-        """List the hosts claimed by one conductor, or by any."""
-        query = sa.select(models.Claim.host).where(models.Claim.conductor_id.is_not(None))
-        if conductor_id is not None:
-            query = query.where(models.Claim.conductor_id == conductor_id)
+    def release_stream(self, host: str, epoch: int) -> bool:
+        """Release the Glance stream of a host that stays claimed.
+
+        Its next calls hold none either, until it acquires one.
+
+        :param epoch: of its call; return False if that is stale
+        """
+
+        def work(session: orm.Session) -> bool:
+            job_claim.lock_counter(session)
+            return job_claim.release_stream(session, host, epoch)
+
+        return self._database.write(work)
+
+    def acquire_stream(self, host: str, epoch: int, limit: int) -> bool:
+        """Give a claimed host a Glance stream within the limit; return whether it holds one.
+
+        :param epoch: of its call; a stale one gets no stream
+        :param limit: maximum of streams over all conductors
+        """
+
+        def work(session: orm.Session) -> bool:
+            job_claim.lock_counter(session)
+            return job_claim.acquire_stream(session, host, epoch, limit)
+
+        return self._database.write(work)
+
+    def claims(self, conductor_id: str) -> Sequence[job_claim.Claim]:
+        """List the claims that a conductor holds."""
         with self._database.reader() as session:
-            return session.scalars(query).all()
+            return job_claim.of_conductor(session, conductor_id)
+
+    def claimed_hosts(self) -> Sequence[str]:
+        """List the hosts claimed by any conductor."""
+        with self._database.reader() as session:
+            return session.scalars(sa.select(models.Claim.host).where(job_claim.held())).all()
 
     def assign_again(self, conductor_id: str, assignment: Assignment) -> Assignment | None:
         """Assign a job again, fenced, whose call timed out while its bytes still moved."""
@@ -309,7 +339,11 @@ class Jobs:
 
         :param job_id: the job that was called, under ``epoch``; its host is still claimed
         """
+        job, claim = models.Job, models.Claim
+        slot = sa.select(claim.host).join(job, job.host == claim.host).where(job.uuid == job_id)
         with self._database.reader() as session:
+            if session.scalars(slot.where(job_claim.holds_stream())).first() is None:
+                return False
             limits = host_limits.load(session, {job_id: epoch})
             search = share.Search(1, avoid_cells, job_claim.budget(session).by_cell)
             return bool(share.most_urgent(session, search, limits, self._known))

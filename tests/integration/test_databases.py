@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import itertools
 import math
+import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -55,6 +56,7 @@ from tests.unit.conftest import (
     World,
     open_world,
 )
+from tests.unit.db import test_streams
 from tests.unit.db.test_request_action_orders import Orders
 from tests.unit.db.test_share import SharedSlots
 from tools.servers import databases
@@ -289,6 +291,44 @@ def test_slots_shared_and_given_back(database: session.Database) -> None:
     fleet.world.planned(['u1'], ['i1'], cell, priority=5)
     assert fleet.end('b0', 'b1') == ['b0']
     assert fleet.claim() == ['u1']
+
+
+def test_streams_within_limit_in_random_order(database: session.Database) -> None:
+    if database.engine.dialect.name == 'sqlite':
+        pytest.skip('the unit tests do it in more orders')
+    fleet, any_order = test_streams.Fleet(open_world(database)), random.Random(SEED)
+    for _ in range(STEPS):
+        any_order.choice(test_streams.STEPS)(fleet, any_order.randrange(6))
+        fleet.look()
+    fleet.complete()
+
+
+def test_streams_acquired_at_once_stay_within_limit(database: session.Database) -> None:
+    world = open_world(database)
+    world.planned(hosts := _hosts(0, LIMIT), ['i1'])
+    epochs = {each.claim.host: 1 for each in world.jobs.claim_hosts('c1', LIMIT, most=LIMIT)}
+    for host in hosts:
+        assert world.jobs.release_stream(host, epochs[host])
+    together = threading.Barrier(len(hosts))
+    most = 0
+
+    def use(host: str) -> int:
+        nonlocal most
+        acquired = 0
+        for _ in range(TURNS):
+            together.wait(TIMEOUT_SECONDS)
+            if world.jobs.acquire_stream(host, epochs[host], limit=2):
+                acquired += 1
+                most = max(most, sum(test_streams.in_use(world).values()))
+                assert world.jobs.release_stream(host, epochs[host])
+        return acquired
+
+    with futures.ThreadPoolExecutor() as pool:
+        acquired = sum(pool.map(use, hosts))
+
+    assert most <= 2
+    assert acquired >= 2 * TURNS
+    assert test_streams.in_use(world) == dict.fromkeys(hosts, False)
 
 
 def test_next_jobs_found_by_index(database: session.Database) -> None:

@@ -156,6 +156,10 @@ class World:
             return each.claim
         return None
 
+    def held_by(self, conductor: str) -> list[str]:
+        """List the hosts that a conductor has claimed."""
+        return [claim.host for claim in self.jobs.claims(conductor)]
+
     def assign(self, conductor: str, host: str) -> db_jobs.Assignment | None:
         """Return the host's next job, from its claim or from the database."""
         return (

@@ -233,6 +233,7 @@ def _deny(*_: object) -> None:
     raise PermissionError('not here')
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(steps=st.lists(st.sampled_from([None, *Need])))
 def test_priority_follows_waits_in_any_order(steps: list[Need | None]) -> None:
     """None leaves the oldest wait."""

@@ -226,7 +226,10 @@ class Announcement(Base):
 
 
 class Claim(Base):
-    """A conductor's lease on a host. The row stays, so that its epoch only grows."""
+    """A conductor's lease on a host. The row stays, so that its epoch only grows.
+
+    It holds a Glance stream unless ``stream_released_by`` is its conductor.
+    """
 
     __tablename__ = 'claims'
 
@@ -235,6 +238,7 @@ class Claim(Base):
     conductor_id: Mapped[str | None] = mapped_column(Uuid, index=True)
     epoch: Mapped[int] = mapped_column(BigId)
     lease_expires_at: Mapped[datetime.datetime | None]
+    stream_released_by: Mapped[str | None] = mapped_column(Uuid)
 
 
 class StockCall(Base):

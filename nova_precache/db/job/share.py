@@ -2,7 +2,7 @@
 """Which free hosts come next, inside a transaction: the most urgent ones, shared between cells.
 
 A running transfer comes first, then the higher priority. Among equal priorities the next slot
-goes to the cell with the fewest claimed hosts that has due work, then to the oldest job. So no
+goes to the cell with the fewest Glance streams that has due work, then to the oldest job. So no
 cell exceeds its share while others wait, and one may take all slots while no other does.
 
 Each cell has a queue in the order of an index. A queue is read only as far as its jobs are next:
@@ -52,7 +52,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Serving:
-    """A claimed host between two calls, with the priority of its next job."""
+    """A claimed host with a Glance stream between two calls, with the priority of its next job."""
 
     host: str
     cell_uuid: str
@@ -65,7 +65,7 @@ class Search:
 
     :ivar count: maximum of hosts
     :ivar avoid_cells: uuids of cells that are not to be called now
-    :ivar loads: number of claimed hosts by cell
+    :ivar loads: number of Glance streams by cell
     :ivar least: returns the least priority of a cell's jobs that counts; None if all count
     """
 
@@ -105,7 +105,7 @@ class _Queue:
     def turn(self, load: int) -> tuple[int, int, int]:
         """Return when its next job comes, or may come at the earliest.
 
-        :param load: number of claimed hosts of its cell
+        :param load: number of Glance streams of its cell
         """
         return -self._bound.priority, load, self._bound.id
 
@@ -185,7 +185,7 @@ def give_way(
     """Map the hosts that give their slots to others, to these.
 
     A host gives way to a running transfer and to a higher priority; at the same priority to a
-    cell that has at least two hosts less than its own, so that the slot is not wanted back.
+    cell that has at least two streams less than its own, so that the slot is not wanted back.
 
     :param serving: hosts between two calls
     :param others: free hosts in the order in which they are to be claimed

@@ -24,14 +24,14 @@ class ServiceFacts:
     :ivar conductor_seen_at: last sign of any conductor; None if there never was one
     :ivar conductor_silent: conductors that gave no sign for longer do not work
     :ivar compute_silent: the same for computes
-    :ivar claimed_hosts: number of hosts that conductors are calling now
+    :ivar streams: number of hosts that conductors are calling now, and that may read from Glance
     """
 
     now: datetime.datetime
     conductor_seen_at: datetime.datetime | None
     conductor_silent: datetime.timedelta
     compute_silent: datetime.timedelta
-    claimed_hosts: int
+    streams: int
     precache_concurrency: int
 
 
@@ -171,7 +171,7 @@ def waits_for_slot(service: ServiceFacts, facts: TaskFacts) -> bool:
         is_coming(service, facts)
         and not facts.host.is_claimed
         and _until_retry(service, facts) is None
-        and service.claimed_hosts >= service.precache_concurrency
+        and service.streams >= service.precache_concurrency
     )
 
 
@@ -282,10 +282,10 @@ def _until_called(service: ServiceFacts, facts: TaskFacts) -> str:
         return obstacle
     if facts.host.is_claimed:
         return _until_served(facts)
-    if service.claimed_hosts >= service.precache_concurrency:
+    if service.streams >= service.precache_concurrency:
         turn = '' if facts.host.turn is None else str(facts.host.turn)
         return (
-            f'waits for a slot: {service.claimed_hosts} of {service.precache_concurrency} hosts '
+            f'waits for a slot: {service.streams} of {service.precache_concurrency} hosts '
             f'are at work{turn}'
         )
     if facts.task.reason is not None and facts.task.status == model.TaskStatus.RETRY_WAIT:

@@ -182,6 +182,22 @@ def test_urgent_host_called_between_images(
     assert len(parts.compute.called()) == 7
 
 
+def test_next_host_called_beside_one_without_stream(parts: Parts, running: Running) -> None:
+    request = _planned(parts, ['h1', 'h2'])
+    gate = Gate(parts)
+    parts.compute.script('h1', 'i1', gate.step)
+    running.start('c1', limit=1)
+    assert gate.begun.wait(TIMEOUT_SECONDS)
+
+    (claim,) = parts.world.jobs.claims('c1')
+    assert parts.world.jobs.release_stream(claim.host, claim.epoch)
+
+    parts.compute.wait_called(2)
+    gate.opened.set()
+    parts.announced.wait('end')
+    assert parts.world.status(request) == 'completed'
+
+
 def test_stalled_cell_leaves_half_the_slots(parts: Parts, running: Running) -> None:
     _planned(parts, stalled := [f'a{number}' for number in range(4)])
     cell = parts.world.inventory.create_cell('cell2', 'fake:///cell2')

@@ -229,7 +229,7 @@ def test_answer_to_fenced_call_ignored(parts: Parts) -> None:
     parts.serve()
 
     assert _task(parts, request).status == 'queued'
-    assert parts.world.jobs.claimed_hosts('c2') == ['h1']
+    assert parts.world.held_by('c2') == ['h1']
     assert parts.announced.events() == []
 
 

@@ -186,6 +186,16 @@ def test_limit_of_request_reached(living: World) -> None:
     )
 
 
+def test_host_without_stream_takes_no_slot(living: World) -> None:
+    request = living.planned(['h1', 'h2'], ['i1'])
+    call = living.begun()
+    living.jobs.release_stream(call.host, call.epoch)
+
+    assert reasons(living, request, precache_concurrency=lambda: 1)['h2'] == (
+        'waits for a conductor to call its host'
+    )
+
+
 def test_all_slots_taken(living: World) -> None:
     request = living.planned(['h1', 'h2'], ['i1'])
     living.begun()

@@ -171,7 +171,7 @@ def test_outcome_counts_after_host_takeover(
     assert turned.recorded.current
     assert turned.assignment is None
     assert world.statuses(request)['h1', 'i2'] == 'queued'
-    assert world.jobs.claimed_hosts('c2') == ['h1']
+    assert world.held_by('c2') == ['h1']
 
 
 def test_deciding_outcome_delays_assignment(
@@ -184,7 +184,7 @@ def test_deciding_outcome_delays_assignment(
     turned = world.jobs.next_job('c1', 'h1', _finish(one, BROKEN))
 
     assert (turned.assignment, turned.is_over) == (None, False)
-    assert world.jobs.claimed_hosts('c1') == ['h1']
+    assert world.held_by('c1') == ['h1']
 
 
 def test_limit_bounds_concurrent_hosts(world: World) -> None:

@@ -144,7 +144,7 @@ def test_conductor_cannot_use_lost_host(
     assert not world.jobs.release('c1', ['h1'])
     assert world.jobs.next_job('c1', 'h1').assignment is None
     assert world.jobs.renew('c1') == []
-    assert world.jobs.claimed_hosts('c2') == ['h1']
+    assert world.held_by('c2') == ['h1']
 
 
 def test_conductor_does_not_take_over_itself(world: World) -> None:

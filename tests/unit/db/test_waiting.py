@@ -25,7 +25,7 @@ SERVICE = waiting.ServiceFacts(
     conductor_seen_at=ago(3),
     conductor_silent=datetime.timedelta(seconds=15),
     compute_silent=datetime.timedelta(seconds=15),
-    claimed_hosts=1,
+    streams=1,
     precache_concurrency=16,
 )
 RUNNING = waiting.RequestFacts(status='running', created_at=ago(100))
@@ -247,7 +247,7 @@ def test_request_limit_leaves_host(busy: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize('claimed', [16, 17])
 def test_all_slots_taken(claimed: int) -> None:
-    assert reason(service=service(claimed_hosts=claimed)) == (
+    assert reason(service=service(streams=claimed)) == (
         f'waits for a slot: {claimed} of 16 hosts are at work'
     )
 
@@ -386,14 +386,14 @@ def test_request_names_host_of_task() -> None:
     ],
 )
 def test_hosts_before_it_named(turn: waiting.Turn | None, said: str) -> None:
-    full = service(claimed_hosts=16)
+    full = service(streams=16)
 
     assert reason(service=full, host=host(turn=turn)) == (
         f'waits for a slot: 16 of 16 hosts are at work{said}'
     )
 
 
-FULL = dataclasses.replace(SERVICE, claimed_hosts=16)
+FULL = dataclasses.replace(SERVICE, streams=16)
 PACED = dataclasses.replace(HOST, rate_bytes=10, turn=waiting.Turn(2, seconds=7))
 
 
