@@ -508,7 +508,7 @@ class _Process:
             (rpc, 'Client', _Client),
             (rpc, 'Server', rpc.Server if self._serves else _Server),
             (rpc, 'connect_own', lambda conf, **options: self._transport),
-            (driver, 'load_driver', lambda name, conf: SimulatedDriver(conf)),
+            (driver, 'load_driver', lambda name, conf, chooser: SimulatedDriver(conf)),
             (concurrency, 'Periodic', _Periodic),
         ):
             mock.patch.object(module, name, part).start()

@@ -55,7 +55,7 @@ class _Part:
     :ivar held: its lock and partial file, held until it is published
     """
 
-    origin: source.Source
+    origin: source.Origin
     partial: partials.Partial
     held: contextlib.ExitStack
     is_companion: bool
@@ -77,7 +77,7 @@ class _Work:
     is_last: bool
 
     @property
-    def origin(self) -> source.Source:
+    def origin(self) -> source.Origin:
         return self.part.origin
 
     @property
@@ -264,7 +264,7 @@ class CachePopulator:
             partial = held.enter_context(self._partials.open(companion.image))
             yield _Part(companion, partial, held, is_companion=True)
 
-    def _open(self, origin: source.Source, stack: contextlib.ExitStack) -> _Part:
+    def _open(self, origin: source.Origin, stack: contextlib.ExitStack) -> _Part:
         image = origin.image
         self._store.check_place(image.id)
         self._check_replaceable(image.id)

@@ -10,6 +10,7 @@ Bytes kept from an earlier attempt are read, inspected and hashed again; the sou
 for the rest.
 """
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -20,7 +21,7 @@ from typing import Protocol
 
 from nova_precache import exception, model, priority, shown, transfer_control as controls
 from nova_precache.download import pipeline, retry, stall, verifier
-from nova_precache.download.source import Source
+from nova_precache.download.source import Origin, OriginOnly, Source, SourceChooser
 from nova_precache.download.target import Target, keep
 from nova_precache.image import service
 
@@ -73,12 +74,14 @@ class Downloader:
     """Downloads whole images from any kind of source.
 
     :ivar allow_unverified: accept images without a known hash
+    :ivar chooser: chooses the source at each open
     :ivar pace: None: no rate limit
     :ivar idle_priority: write only when the disk is otherwise idle, unless urgent
     :ivar stall_rule: returns the lowest accepted rate, which may change at any time
     """
 
     allow_unverified: bool = False
+    chooser: SourceChooser = dataclasses.field(default_factory=OriginOnly)
     resume: retry.ResumePolicy | None = None
     pace: Pace | None = None
     idle_priority: bool = False
@@ -88,7 +91,7 @@ class Downloader:
 
     def download(
         self,
-        source: Source,
+        origin: Origin,
         target: Target,
         watcher: Watcher,
         control: controls.Control,
@@ -96,8 +99,9 @@ class Downloader:
     ) -> int:
         """Download the image to its target, and return its size in bytes.
 
-        A cut connection is resumed where it broke. After an error that permits resumption,
-        the target keeps the received bytes, unless this is the last attempt.
+        A cut connection is resumed where it broke, perhaps from another source. After an error
+        that permits resumption, the target keeps the received bytes, unless this is the last
+        attempt.
 
         :raises nova_precache.exception.UnverifiedImage: no hash of the image is known
         :raises nova_precache.exception.ImageMismatch: the bytes differ from those Glance hashed
@@ -106,12 +110,12 @@ class Downloader:
         :raises nova_precache.exception.NotEnoughSpace: the file system is full
         :raises nova_precache.exception.StorageError: the target cannot be written
         :raises nova_precache.exception.TransferStopped: the control was stopped
-        :raises nova_precache.exception.CacheError: raised by the source or the watcher
+        :raises nova_precache.exception.CacheError: raised by the chooser, a source or the watcher
         """
-        check = verifier.Verifier(source.image, allow_unverified=self.allow_unverified)
+        check = verifier.Verifier(origin.image, allow_unverified=self.allow_unverified)
         download = _Download(
             by=self,
-            source=source,
+            origin=origin,
             target=target,
             watcher=watcher,
             control=control,
@@ -130,7 +134,7 @@ class _Download:
     """One download in progress."""
 
     by: Downloader
-    source: Source
+    origin: Origin
     target: Target
     watcher: Watcher
     control: controls.Control
@@ -138,7 +142,7 @@ class _Download:
     check: verifier.Verifier
 
     def __post_init__(self) -> None:
-        self._image = self.source.image
+        self._image = self.origin.image
         self._pace = self.by.pace or _Unpaced()
         self._kept_before = self.target.kept_bytes
         self._watch = stall.StallWatch(self.by.stall_rule, self.by.clock)
@@ -159,9 +163,7 @@ class _Download:
             self._line.start()  # Before sched_batch, which the threads would inherit.
             with stall.guarded(self._stop_if_slow), priority.sched_batch(self.control):
                 self._replay_kept()
-                for attempt in resume.opens(self.control.wait):
-                    with attempt:
-                        self._receive_rest()
+                self._receive_rest(resume)
                 self._line.drain()
         except BaseException as exc:
             keeps = self.control.keeps_partial(exc)
@@ -191,13 +193,34 @@ class _Download:
             self.check.count(piece.length)
             self._pass_on(piece, (self._hash,), model.TaskStatus.VERIFYING)
 
-    def _receive_rest(self) -> None:
+    def _receive_rest(self, resume: retry.ResumePolicy) -> None:
+        """Receive the missing bytes; choose a source again each time that one breaks."""
+        faults: collections.Counter[Source] = collections.Counter()
+        # All bytes may have been kept, or the connection broke after the last one.
+        while not self.check.is_complete:
+            source = self._choose()
+            if faults[source]:
+                self.control.wait(resume.delay_seconds(faults[source]))
+            try:
+                self._receive_from(source)
+            except exception.DownloadInterrupted:
+                faults[source] += 1
+                if faults[source] >= resume.max_opens:
+                    raise
+            else:
+                return
+
+    def _choose(self) -> Source:
+        offset_bytes = self.check.bytes_done
+        return self.control.run_interruptibly(
+            lambda: self.by.chooser.choose(self.origin, offset_bytes), discard=lambda _: None
+        )
+
+    def _receive_from(self, source: Source) -> None:
         """Receive the missing bytes, until the source ends."""
-        if self.check.is_complete:
-            return  # All bytes were kept, or the connection broke after the last one.
         if self.check.bytes_done:
             LOG.info('Resuming image %s at byte %d', self._image.id, self.check.bytes_done)
-        with self._open() as connection:
+        with self._open(source) as connection:
             self._agree_on_start(connection.start_bytes)
             while self._receive_piece(connection):
                 pass
@@ -208,9 +231,9 @@ class _Download:
             )
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[service.Connection]:
-        """Open the source at the first missing byte; cut it when the control is stopped."""
-        opening = self.source.open(self.check.bytes_done)
+    def _open(self, source: Source) -> Iterator[service.Connection]:
+        """Open a source at the first missing byte; cut it when the control is stopped."""
+        opening = source.open(self.check.bytes_done)
 
         def close(_: object) -> None:
             opening.__exit__(None, None, None)

@@ -1,37 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy for reopening a cut connection within one attempt."""
+"""The policy for reopening a source that broke, within one attempt."""
 
 import dataclasses
-from collections.abc import Callable
-
-import tenacity
-
-from nova_precache import exception
 
 
 @dataclasses.dataclass(frozen=True)
 class ResumePolicy:
-    """How often, and how soon, a download is resumed at the byte where it was cut.
+    """How often, and how soon, one source is opened again at the byte where it broke.
 
     It covers outages of seconds, such as a restart of Glance; longer ones are left to the
-    next attempt.
+    next attempt. Each source has its own count: to change to another one is not a resume.
     """
 
     max_opens: int = 5
     first_delay_seconds: float = 0.5
     max_delay_seconds: float = 8
 
-    def opens(self, sleep: Callable[[float], None]) -> tenacity.Retrying:
-        """Return an iterator over the opens; the last error is raised unchanged.
-
-        :param sleep: waits the given seconds; an error it raises ends the iteration
-        """
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(exception.DownloadInterrupted),
-            stop=tenacity.stop_after_attempt(self.max_opens),
-            wait=tenacity.wait_exponential(
-                multiplier=self.first_delay_seconds, max=self.max_delay_seconds
-            ),
-            sleep=sleep,
-            reraise=True,
-        )
+    def delay_seconds(self, faults: int) -> float:
+        """Return the wait before the next open of a source that broke this many times."""
+        return min(self.first_delay_seconds * 2.0 ** (faults - 1), self.max_delay_seconds)

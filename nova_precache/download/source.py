@@ -12,23 +12,50 @@ from nova_precache.image import bootable, companions, service
 
 
 class Source(Protocol):
-    """The bytes of one image, with the size and hash that they must match."""
-
-    @property
-    def image(self) -> model.Image:
-        """The image: size, hash and format to verify against."""
+    """A place from which the bytes of one image can be read."""
 
     def open(self, offset_bytes: int = 0) -> AbstractContextManager[service.Connection]:
         """Open the bytes from an offset on; leaving the context closes the connection.
 
+        :raises nova_precache.exception.DownloadInterrupted: it broke; it may be opened again
         :raises nova_precache.exception.CacheError: depends on the kind of source
         """
+
+
+class Origin(Source, Protocol):
+    """The source that defines an image: the size and hash that all bytes must match."""
+
+    @property
+    def image(self) -> model.Image:
+        """The image: size, hash and format to verify against."""
 
     def check_unchanged(self) -> None:
         """Check that the image is still available, and unchanged since it was looked up.
 
         :raises nova_precache.exception.CacheError: depends on the kind of source
         """
+
+
+class SourceChooser(Protocol):
+    """Chooses where downloads read; thread-safe."""
+
+    def choose(self, origin: Origin, offset_bytes: int) -> Source:
+        """Return the source of the bytes from an offset on; called before each open.
+
+        A download counts the faults of each source: the same source must be returned as the
+        same or as an equal object. The call may wait; a download that is stopped abandons it.
+
+        :param origin: the image as the image service serves it
+        :raises nova_precache.exception.CacheError: the download ends, and keeps its bytes if
+            the error permits it
+        """
+
+
+class OriginOnly:
+    """Chooses the image service for all downloads."""
+
+    def choose(self, origin: Origin, offset_bytes: int) -> Source:
+        return origin
 
 
 class ImageServiceSource:

@@ -8,6 +8,7 @@ from oslo_config import cfg
 from oslo_utils import importutils
 
 from nova_precache import exception, model
+from nova_precache.download import source
 from nova_precache.image import service
 from nova_precache.transfer_control import Control
 
@@ -49,8 +50,11 @@ class ComputeDriver:
 
     capabilities: dict[str, bool | int] = {'supports_cache_image': False}  # noqa: RUF012
 
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
-        """Read the configuration; the host is not touched before ``init_host``."""
+    def __init__(self, conf: cfg.ConfigOpts, chooser: source.SourceChooser | None = None) -> None:
+        """Read the configuration; the host is not touched before ``init_host``.
+
+        :param chooser: chooses where downloads read; None: from the image service
+        """
 
     def options_changed(self, conf: cfg.ConfigOpts) -> None:
         """Apply the options that may change at run time; by default there are none."""
@@ -155,9 +159,12 @@ class ComputeDriver:
         return CacheReport()
 
 
-def load_driver(name: str, conf: cfg.ConfigOpts) -> ComputeDriver:
+def load_driver(
+    name: str, conf: cfg.ConfigOpts, chooser: source.SourceChooser | None = None
+) -> ComputeDriver:
     """Load the driver of a configured name, such as ``libvirt.LibvirtDriver``.
 
+    :param chooser: as of :class:`ComputeDriver`
     :raises nova_precache.exception.ConfigError: there is no such driver
     """
     try:
@@ -166,4 +173,4 @@ def load_driver(name: str, conf: cfg.ConfigOpts) -> ComputeDriver:
         raise exception.ConfigError(f'compute_driver {name!r} cannot be loaded: {exc}') from exc
     if not (isinstance(found, type) and issubclass(found, ComputeDriver)):
         raise exception.ConfigError(f'compute_driver {name!r} is not a virt driver')
-    return found(conf)
+    return found(conf, chooser)

@@ -25,8 +25,8 @@ class FakeDriverWithCaching(FakeDriver):
 
     capabilities = {'supports_cache_image': True}  # noqa: RUF012
 
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
-        super().__init__(conf)
+    def __init__(self, conf: cfg.ConfigOpts, chooser: source.SourceChooser | None = None) -> None:
+        super().__init__(conf, chooser)
         self.cached: dict[str, model.CachedImage] = {}
         self._lock = threading.Lock()
 

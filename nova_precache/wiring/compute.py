@@ -19,6 +19,7 @@ from nova_precache.compute import (
     transfers,
 )
 from nova_precache.conductor import rpcapi as conductor_rpcapi
+from nova_precache.download import source
 from nova_precache.virt import driver as virt_driver
 from nova_precache.wiring import images, process
 
@@ -40,7 +41,7 @@ def new_agent(
     reporter = conductor_rpcapi.ConductorReporter(
         transport, process.conductor_cap(conf), conf.rpc_response_timeout, name.agent_id
     )
-    driver = virt_driver.load_driver(conf.compute_driver, conf)
+    driver = virt_driver.load_driver(conf.compute_driver, conf, source.OriginOnly())
     conf.register_mutate_hook(lambda changed, fresh: driver.options_changed(changed))
     running = transfers.Transfers()
     measured = (computes or metrics.ComputeMetrics(process.exposition(conf).registry)).host(

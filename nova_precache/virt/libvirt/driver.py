@@ -11,7 +11,7 @@ from oslo_config import cfg
 
 from nova_precache import capabilities, exception, model
 from nova_precache.cache import boot_signal, expiry, layout, locks, populator, space, store, sweeper
-from nova_precache.download import engine, rate_limit, stall
+from nova_precache.download import engine, rate_limit, source, stall
 from nova_precache.image import service
 from nova_precache.inspection import convert, formats, qemu_img
 from nova_precache.transfer_control import Control
@@ -86,8 +86,8 @@ class LibvirtSettings:
 class LibvirtDriver(driver.ComputeDriver):
     """The libvirt driver; it manages only images, not instances."""
 
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
-        super().__init__(conf)
+    def __init__(self, conf: cfg.ConfigOpts, chooser: source.SourceChooser | None = None) -> None:
+        super().__init__(conf, chooser)
         settings = LibvirtSettings.from_conf(conf)
         self._settings = settings
         self.capabilities = {
@@ -114,7 +114,7 @@ class LibvirtDriver(driver.ComputeDriver):
             elsewhere=boot_signal.WaitingBoots(settings.layout.lock_directory),
         )
         self._stall_rule = settings.stall_rule
-        self._populator = self._cache_populator(disk_usage)
+        self._populator = self._cache_populator(disk_usage, chooser or source.OriginOnly())
         self._expirer = expiry.CacheExpirer(
             store=self._store,
             image_locks=self._locks,
@@ -131,7 +131,9 @@ class LibvirtDriver(driver.ComputeDriver):
             overlay=settings.overlay,
         )
 
-    def _cache_populator(self, disk_usage: usage.DiskUsage) -> populator.CachePopulator:
+    def _cache_populator(
+        self, disk_usage: usage.DiskUsage, chooser: source.SourceChooser
+    ) -> populator.CachePopulator:
         settings = self._settings
         qemu = qemu_img.QemuImg(settings.qemu_img_limits, idle_priority=settings.idle_priority)
         inspector = formats.ImageInspector(qemu, settings.vmdk_allowed_types)
@@ -141,6 +143,7 @@ class LibvirtDriver(driver.ComputeDriver):
             image_locks=self._locks,
             downloader=engine.Downloader(
                 allow_unverified=settings.allow_unverified_images,
+                chooser=chooser,
                 pace=self._pace,
                 idle_priority=settings.idle_priority,
                 stall_rule=lambda: self._stall_rule,

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import hashlib
 import http.server
+import itertools
 import json
 import os
 import pathlib
@@ -146,6 +147,47 @@ class Attempt:
         return downloader.download(
             origin, self.target, self.watcher, self.control, self.progress.append
         )
+
+
+class OddSource:
+    """Returns a given number of bytes a read, and is cut after given numbers of bytes."""
+
+    def __init__(self, data: bytes, cuts: list[int], reads: list[int]) -> None:
+        self.image = image_of(data)
+        self.opens: list[int] = []
+        self._data = data
+        self._cuts = list(cuts)
+        self._reads = itertools.cycle(reads)
+
+    def check_unchanged(self) -> None:
+        """Do nothing: the image is always the same."""
+
+    @contextlib.contextmanager
+    def open(self, offset_bytes: int = 0) -> Iterator[service.Connection]:
+        self.opens.append(offset_bytes)
+        yield OddConnection(self._data, offset_bytes, self._cuts, self._reads)
+
+
+class OddConnection:
+    def __init__(
+        self, data: bytes, start_bytes: int, cuts: list[int], reads: Iterator[int]
+    ) -> None:
+        self.start_bytes = start_bytes
+        self._left = memoryview(data)[start_bytes:]
+        self._until_cut = cuts.pop(0) if cuts else len(data) + 1
+        self._reads = reads
+
+    def read_into(self, buffer: memoryview) -> int:
+        if not self._until_cut:
+            raise exception.DownloadInterrupted('The connection was cut')
+        count = min(next(self._reads), len(buffer), len(self._left), self._until_cut)
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        self._until_cut -= count
+        return count
+
+    def cut(self) -> None:
+        """Do nothing: these tests do not cut it."""
 
 
 class Running:

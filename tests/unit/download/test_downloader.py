@@ -18,16 +18,16 @@ from hypothesis import strategies
 
 from nova_precache import exception, model, priority, transfer_control as controls
 from nova_precache.download import engine, pipeline, retry, verifier
-from nova_precache.image import fake, service
+from nova_precache.image import fake
 from tests.service import wait_until
 from tests.unit.download.conftest import (
     Attempt,
     FileTarget,
     MakeTarget,
     NewAttempt,
+    OddSource,
     Reins,
     Running,
-    image_of,
 )
 
 DATA = bytes(range(256)) * 2048
@@ -588,41 +588,3 @@ class Calling(list[model.Progress]):
 class Refusing(list[model.Progress]):
     def append(self, progress: model.Progress) -> None:
         raise ZeroDivisionError
-
-
-class OddSource:
-    """Returns a given number of bytes a read, and is cut after given numbers of bytes."""
-
-    def __init__(self, data: bytes, cuts: list[int], reads: list[int]) -> None:
-        self.image = image_of(data)
-        self.opens: list[int] = []
-        self._data = data
-        self._cuts = list(cuts)
-        self._reads = itertools.cycle(reads)
-
-    @contextlib.contextmanager
-    def open(self, offset_bytes: int = 0) -> Iterator[service.Connection]:
-        self.opens.append(offset_bytes)
-        yield OddConnection(self._data, offset_bytes, self._cuts, self._reads)
-
-
-class OddConnection:
-    def __init__(
-        self, data: bytes, start_bytes: int, cuts: list[int], reads: Iterator[int]
-    ) -> None:
-        self.start_bytes = start_bytes
-        self._left = memoryview(data)[start_bytes:]
-        self._until_cut = cuts.pop(0) if cuts else len(data) + 1
-        self._reads = reads
-
-    def read_into(self, buffer: memoryview) -> int:
-        if not self._until_cut:
-            raise exception.DownloadInterrupted('The connection was cut')
-        count = min(next(self._reads), len(buffer), len(self._left), self._until_cut)
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
-        self._until_cut -= count
-        return count
-
-    def cut(self) -> None:
-        """Do nothing: these tests do not cut it."""

@@ -161,9 +161,9 @@ def test_window_has_few_steps() -> None:
     assert len(watched.watch._steps) <= 2 * stall._STEPS
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Trickle:
-    """A source whose bytes arrive as the steps say; stands in for ``download.source.Source``.
+    """A source whose bytes arrive as the steps say; stands in for ``download.source.Origin``.
 
     :ivar steps: of each read: the seconds that it takes, and the bytes it returns; the last
         one is repeated

@@ -15,7 +15,7 @@ import pytest
 
 from nova_precache import conf as precache_conf, exception, model
 from nova_precache.cache import boot_signal
-from nova_precache.download import stall
+from nova_precache.download import source, stall
 from nova_precache.image import fake, glance as glance_images
 from nova_precache.standalone.glance import GlanceServer
 from nova_precache.transfer_control import Control
@@ -308,6 +308,26 @@ def test_driver_creation_does_not_touch_host(
     conf.set_override('instances_path', str(instances_path))
     libvirt.LibvirtDriver(conf)
     assert not instances_path.exists()
+
+
+def test_downloads_read_where_chosen(instances_path: pathlib.Path, qemu_img: str) -> None:
+    """The image service defines the image; its bytes come from the source that is chosen."""
+
+    class Elsewhere:
+        def choose(self, origin: source.Origin, offset_bytes: int) -> source.Source:
+            return source.ImageServiceSource(elsewhere, origin.image)
+
+    data = disk_images.content(disk_images.MIB)
+    images, elsewhere = fake.FakeImageService(), fake.FakeImageService()
+    image = images.add(data, disk_format='raw')
+    elsewhere.add(data, id=image.id, disk_format='raw')
+    conf = precache_conf.new([], [])
+    conf.set_override('instances_path', str(instances_path))
+    conf.set_override('reserved_disk_bytes', 0, 'image_cache')
+    made = driver.load_driver('libvirt.LibvirtDriver', conf, Elsewhere())
+    made.init_host()
+    assert not made.cache_image(images, image.id, ignore).existing
+    assert (images.opens, elsewhere.opens) == ([], [(image.id, 0)])
 
 
 def two_days_old(instances_path: pathlib.Path, image_id: str) -> pathlib.Path:
