@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
 from nova_precache import exception, files, model, shown
-from nova_precache.cache import journal as journals, layout, store as cache_store
+from nova_precache.cache import journal as journals, layout, readers, store as cache_store
 
 LOG = logging.getLogger(__name__)
 
@@ -40,11 +40,13 @@ class SyncRules:
     :ivar write_back_bytes: the kernel is asked to start writeback each time this many arrived
     :ivar sync_bytes: they are synced and recorded each time this many arrived
     :ivar sync_seconds: likewise after this time, if bytes arrive slowly
+    :ivar window_bytes: while the file is read, that many of the last bytes stay in the page cache
     """
 
     write_back_bytes: int = 8 * 1024**2
     sync_bytes: int = 64 * 1024**2
     sync_seconds: float = 5
+    window_bytes: int = 64 * 1024**2
     clock: Callable[[], float] = time.monotonic
 
 
@@ -127,6 +129,8 @@ class Partial:
 
     :ivar path: the file
     :ivar converted_path: path of the converted image; removed with the partial file
+    :ivar check_space: called when the file starts over while readers keep its old bytes on the
+        disk; its errors end the download
     """
 
     def __init__(self, journal: journals.Journal, rules: SyncRules, *, keep_pages: bool) -> None:
@@ -135,10 +139,9 @@ class Partial:
         self._journal = journal
         self._rules = rules
         self._keeps_pages = keep_pages
+        self.check_space: Callable[[], None] = lambda: None
         self._sync: futures.Future[None] | None = None
-        self._descriptor = _open_cut(self.path, journal.synced_bytes)
-        self._direct = None if keep_pages else _open_direct(self.path)
-        self._start_at(journal.synced_bytes)
+        self._open_at(journal.synced_bytes)
         files.remove_if_there(self.converted_path)
 
     @property
@@ -148,7 +151,20 @@ class Partial:
     @property
     def passed_bytes(self) -> int:
         """How many bytes of the image were received; holes take less space on the disk."""
-        return self._position
+        return self._file.position
+
+    @property
+    def has_readers(self) -> bool:
+        return self._file.has_readers
+
+    def open_reader(self, offset_bytes: int = 0) -> readers.Reader:
+        """Open a reader of the received bytes, also of those kept; from any thread.
+
+        :raises nova_precache.cache.readers.Ended: the file is not written any more
+        :raises nova_precache.exception.StorageError: the file system refused
+        """
+        with cache_store.storage_errors(f'Opening {self.path}'):
+            return self._file.open(offset_bytes)
 
     def check_size(self, size_bytes: int) -> None:
         """Check that file system and process limits allow a file of this size; write nothing.
@@ -179,51 +195,82 @@ class Partial:
         wanted = max(0, min(len(buffer), self._kept_bytes - offset_bytes))
         with cache_store.storage_errors(f'Reading {self.path}'):
             count = os.preadv(self._descriptor, [buffer[:wanted]], offset_bytes)
-            self._drop_pages(offset_bytes, count)
+            self._drop_pages(offset_bytes, offset_bytes + count)
         return count
 
     def write(self, buffer: bytearray | mmap.mmap, length: int, offset_bytes: int) -> None:
         with cache_store.storage_errors(f'Writing {self.path}'):
-            for start, end in data_ranges(buffer, length, offset_bytes):
-                self._write_all(buffer, start, end, offset_bytes)
-            self._position = offset_bytes + length
+            with self._file.writing():
+                for start, end in data_ranges(buffer, length, offset_bytes):
+                    self._write_all(buffer, start, end, offset_bytes)
+            self._file.advance(offset_bytes + length)
             self._write_back()
-            if self._position >= self._due_bytes or self._rules.clock() >= self._due_at:
+            if self._file.position >= self._due_bytes or self._rules.clock() >= self._due_at:
                 self._begin_sync()
 
     def restart(self) -> None:
-        with cache_store.storage_errors(f'Truncating {self.path}'):
+        """Discard all bytes, and take a new file: ended readers may still have the old one."""
+        old = self._file
+        with cache_store.storage_errors(f'Replacing {self.path}'):
             self._end_sync()
             # Record first: after a crash, the journal must not count missing bytes.
             self._journal.note(0)
-            os.ftruncate(self._descriptor, 0)
-        self._start_at(0)
+            old.end()
+            self._replace()
+        if old.is_held:
+            self.check_space()
 
     def finish(self, size_bytes: int) -> None:
         with cache_store.storage_errors(f'Writing {self.path}'):
             self._end_sync()
             os.ftruncate(self._descriptor, size_bytes)
+        self._file.complete(size_bytes)
+
+    def release_readers(self) -> None:
+        """Let the readers go on after the close: the image was verified and published.
+
+        The file of a converted image is removed for that: a later attempt could cut it.
+        """
+        files.remove_if_there(self.path)
+        if not os.path.lexists(self.path):
+            self._file.make_final()
 
     def keep(self) -> None:
         with cache_store.storage_errors(f'Syncing {self.path}'):
             self._end_sync()
-            if self._position > self._journal.synced_bytes:
+            if self._file.position > self._journal.synced_bytes:
                 self._begin_sync()
                 self._end_sync()
 
     def close(self) -> None:
-        """Close the file; :class:`Partials` closes its journal."""
+        """Close the file, and end its readers; :class:`Partials` closes its journal."""
         if self._sync is not None:
             futures.wait([self._sync])  # it uses the descriptor
+        self._file.end()
         self._write_through_pages()
         _close(self._descriptor)
 
-    def _start_at(self, position: int) -> None:
-        self._kept_bytes = self._position = self._written_back_bytes = position
+    def _open_at(self, position: int) -> None:
+        """Open the file, cut to a position; create a new one for 0."""
+        self._descriptor = _open_cut(self.path, position)
+        self._direct = None if self._keeps_pages else _open_direct(self.path)
+        window_bytes = _MAX_FILE_BYTES if self._keeps_pages else self._rules.window_bytes
+        self._file = readers.GrowingFile(self.path, position, window_bytes)
+        self._kept_bytes = self._written_back_bytes = position
         self._set_due()
 
+    def _replace(self) -> None:
+        old = self._descriptor
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        self._write_through_pages()
+        self._open_at(0)
+        _close(old)
+        # Else after a crash the journal could count bytes of the old file.
+        files.synchronise(os.path.dirname(self.path))
+
     def _set_due(self) -> None:
-        self._due_bytes = self._position + self._rules.sync_bytes
+        self._due_bytes = self._file.position + self._rules.sync_bytes
         self._due_at = self._rules.clock() + self._rules.sync_seconds
 
     def _write_all(
@@ -238,10 +285,12 @@ class Partial:
     def _write_some(self, data: memoryview, start: int, position: int) -> int:
         """Write whole blocks past the page cache if they are aligned in buffer and file.
 
-        That takes half the CPU time, and no page cache from the guests.
+        That takes half the CPU time, and no page cache from the guests. Readers, however, read
+        through the page cache, and could find stale pages there.
         """
         whole = len(data) - len(data) % BLOCK_BYTES
-        if self._direct is not None and whole and not (start | position) % BLOCK_BYTES:
+        is_aligned = whole and not (start | position) % BLOCK_BYTES
+        if self._direct is not None and is_aligned and not self._file.has_readers:
             try:
                 with data[:whole] as pages:
                     return os.pwrite(self._direct, pages, position)
@@ -260,10 +309,10 @@ class Partial:
 
     def _write_back(self) -> None:
         """Start writeback of the new bytes, and drop the pages that were written before."""
-        if self._position - self._written_back_bytes >= self._rules.write_back_bytes:
-            start = max(0, self._written_back_bytes - self._rules.write_back_bytes)
-            self._drop_pages(start, self._position - start)
-            self._written_back_bytes = self._position
+        position = self._file.position
+        if position - self._written_back_bytes >= self._rules.write_back_bytes:
+            self._drop_pages(self._written_back_bytes - self._rules.write_back_bytes, position)
+            self._written_back_bytes = position
 
     def _begin_sync(self) -> None:
         """Start to sync and record the received bytes while more are written.
@@ -272,11 +321,12 @@ class Partial:
         one waits for it, so that there are few dirty pages.
         """
         self._end_sync()
-        os.ftruncate(self._descriptor, self._position)  # Include a hole at the end.
+        position = self._file.position
+        os.ftruncate(self._descriptor, position)  # Include a hole at the end.
         self._set_due()
         done: futures.Future[None] = futures.Future()
         threading.Thread(
-            target=self._bring_to_disk, args=(self._position, done), name='image-sync'
+            target=self._bring_to_disk, args=(position, done), name='image-sync'
         ).start()
         self._sync = done
 
@@ -291,15 +341,20 @@ class Partial:
             os.fdatasync(self._descriptor)
             noted_bytes = self._journal.synced_bytes
             self._journal.note(position)
-            self._drop_pages(noted_bytes, position - noted_bytes)
+            # Also what stayed there for readers.
+            self._drop_pages(noted_bytes - self._rules.window_bytes, position)
             done.set_result(None)
         except BaseException as exc:  # noqa: BLE001 - raised again by _end_sync
             done.set_exception(exc)
 
-    def _drop_pages(self, offset_bytes: int, length: int) -> None:
-        """Free page cache for the guests; the kernel starts to write dirty pages."""
-        if length and not self._keeps_pages:
-            os.posix_fadvise(self._descriptor, offset_bytes, length, os.POSIX_FADV_DONTNEED)
+    def _drop_pages(self, start: int, end: int) -> None:
+        """Free page cache for the guests; the kernel starts to write dirty pages.
+
+        The pages that readers are about to read stay.
+        """
+        start, end = max(0, start), min(end, self._file.cold_bytes)
+        if end > start and not self._keeps_pages:
+            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def data_ranges(

@@ -289,6 +289,7 @@ class CachePopulator:
             lambda: sum(each.partial.passed_bytes for each in parts),
         ) as space:
             for part in parts:
+                part.partial.check_space = space.check
                 part.partial.check_size(part.origin.image.size or 0)
                 if self._will_convert(part):
                     part.partial.check_converted(part.origin.image.virtual_size or 0)
@@ -321,6 +322,7 @@ class CachePopulator:
             if not work.part.is_companion:
                 self._complete(work.image, work.control)
         self._store.publish(path, work.image.id)
+        work.partial.release_readers()
         work.part.held.close()
         return size_bytes
 

@@ -100,6 +100,14 @@ class Reservation:
         """Adjust the size once more is known; raises as :meth:`CacheSpace.reserve`."""
         self._space.require(self, needed_bytes)
 
+    def check(self) -> None:
+        """Check that the rest still fits; raises as :meth:`CacheSpace.reserve`.
+
+        A file that was removed and counts as not written takes its space until its last reader
+        closes it.
+        """
+        self.require(self.needed_bytes)
+
     def written_bytes(self) -> int:
         return self._passed_bytes() + sum(map(_bytes_on_disk, self._paths))
 
