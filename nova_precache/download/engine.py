@@ -28,6 +28,9 @@ from nova_precache.image import service
 LOG = logging.getLogger(__name__)
 
 FILL_SECONDS = 0.25  # how long a slow link may fill a buffer before it is passed on
+# Likewise while the target has readers. In a chain of hosts, each hop adds this delay.
+RELAY_SECONDS = 0.02
+RELAY_BYTES = 256 * 1024
 
 
 class Watcher(Protocol):
@@ -145,6 +148,7 @@ class _Download:
         self._image = self.origin.image
         self._pace = self.by.pace or _Unpaced()
         self._kept_before = self.target.kept_bytes
+        self._share_bytes = 0
         self._watch = stall.StallWatch(self.by.stall_rule, self.by.clock)
         self.control.aside = self._watch.aside
         self._hash = pipeline.Stage('hash', lambda piece: self.check.hash(piece.view()))
@@ -273,19 +277,23 @@ class _Download:
     def _receive_piece(self, connection: service.Connection) -> bool:
         """Receive bytes and pass them on, also those before a cut; False: the source ended."""
         piece = self._line.empty()
-        room = self._room(piece)
-        until = self.by.clock() + FILL_SECONDS
-        goes_on = True
+        relays = self.target.has_readers
+        room = self._room(piece, RELAY_BYTES if relays else len(piece.buffer))
+        until = self.by.clock() + (RELAY_SECONDS if relays else FILL_SECONDS)
         try:
-            while goes_on and piece.length < len(room) and self.by.clock() < until:
+            goes_on = self._receive_share(piece, room, connection, until)
+            # Readers do not wait for the pace: for them, a share is a piece.
+            while goes_on and not relays and piece.length < len(room) and self.by.clock() < until:
+                self._pace.take(self.control, self._share_bytes)
                 goes_on = self._receive_share(piece, room, connection, until)
         finally:
             self._pass_on(piece, (self._hash, self._write), model.TaskStatus.DOWNLOADING)
+        self._pace.take(self.control, self._share_bytes)
         return goes_on
 
-    def _room(self, piece: pipeline.Piece) -> memoryview:
+    def _room(self, piece: pipeline.Piece, most_bytes: int) -> memoryview:
         """Return the part of the buffer to fill, so that the next piece starts at a page."""
-        room = memoryview(piece.buffer)
+        room = memoryview(piece.buffer)[:most_bytes]
         start = self.check.bytes_done
         end = (start + len(room)) // mmap.PAGESIZE * mmap.PAGESIZE
         return room[: end - start] if end > start else room
@@ -297,7 +305,10 @@ class _Download:
         connection: service.Connection,
         until: float,
     ) -> bool:
-        """Receive the bytes that the pace allows at once; False: the source ended."""
+        """Receive the bytes that the pace allows at once, to be taken from it afterwards.
+
+        False: the source ended.
+        """
         start = piece.length
         end = min(start + self._pace.read_bytes(self.control), len(room))
         count = 1
@@ -308,7 +319,7 @@ class _Download:
                 self.check.count(count)
                 piece.length += count
         self._stop_if_slow()
-        self._pace.take(self.control, piece.length - start)
+        self._share_bytes = piece.length - start
         return count > 0
 
     def _stop_if_slow(self) -> None:

@@ -21,6 +21,10 @@ class Target(Protocol):
     def kept_bytes(self) -> int:
         """How many bytes of the image, from its first on, were kept by an earlier attempt."""
 
+    @property
+    def has_readers(self) -> bool:
+        """Whether the bytes are read as soon as they are written; it may change at any time."""
+
     def read_kept(self, buffer: memoryview, offset_bytes: int) -> int:
         """Read kept bytes into the buffer and return their number; 0 after the last one."""
 

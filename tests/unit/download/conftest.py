@@ -39,6 +39,7 @@ class FileTarget:
         self.path = path
         path.write_bytes(kept)
         self.kept_bytes = len(kept)
+        self.has_readers = False
         self.refuse_at: int | None = None
         self.stop_at: int | None = None
         self.raises: Exception | None = None
