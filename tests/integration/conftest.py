@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -39,10 +40,17 @@ Changes = Mapping[str, Mapping[str, object]]
 
 
 # py-amqp leaves to the collector the socket of a connection that a broker did not complete, or on
-# which it cancelled a consumer while it was closed. It may be collected in any later test.
+# which it cancelled a consumer while it was closed. It may be collected in any later test, or after
+# the last one.
+_LEFT_SOCKET = r'Exception ignored in. <socket\.socket'
 LEFT_SOCKET = pytest.mark.filterwarnings(
-    r'ignore:Exception ignored in. <socket\.socket:pytest.PytestUnraisableExceptionWarning'
+    f'ignore:{_LEFT_SOCKET}:pytest.PytestUnraisableExceptionWarning'
 )
+
+
+def pytest_unconfigure() -> None:
+    """Ignore left sockets when pytest collects for the last time, which is next."""
+    warnings.filterwarnings('ignore', _LEFT_SOCKET, pytest.PytestUnraisableExceptionWarning)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
