@@ -7,7 +7,8 @@ report was sent, its ``touched_at`` when the last report that removed files or l
 
 Reports may be written out of order, since each conductor keeps its own while the database is
 away. A report changes a file only if no report that was sent later has changed it. A removed file
-leaves no row: a report that is older than ``touched_at`` adds no files; the next full one does.
+leaves no row: a report that was kept, and is older than ``touched_at``, adds no files; the next
+full one does.
 """
 
 import dataclasses
@@ -35,6 +36,8 @@ MOST_FILES = 10_000
 _HOSTS_AT_ONCE = 2000
 _ROWS_AT_ONCE = 2000
 _WHOLE = ''
+# A report that is written later than this was kept while the database was away.
+_KEPT_AFTER = datetime.timedelta(seconds=10)
 
 
 _SORTED = ('size_bytes', 'disk_bytes', 'touched_at', 'used_by')
@@ -353,7 +356,9 @@ def _apply(report: Report, files: _Files, now: datetime.datetime) -> None:
         return sent_at < decided_at <= now  # the database's clock may be put back
 
     def is_decided(name: str) -> bool:
-        return is_later(files[name].reported_at if name in files else cache.touched_at)
+        if name in files:
+            return is_later(files[name].reported_at)
+        return now - sent_at > _KEPT_AFTER and is_later(cache.touched_at)
 
     images = {image.name: image for image in report.images if not is_decided(image.name)}
     covered = {name for name in files if name != _WHOLE and report.covers(name)}

@@ -186,6 +186,21 @@ def test_older_report_counts_for_other_files(store: caches.Caches) -> None:
     assert sizes(store, 'h1') == {name_of('i1'): 2, name_of('i2'): 1, name_of('i4'): 1}
 
 
+@pytest.mark.parametrize(('age', 'is_added'), [(9, True), (11, False)])
+def test_removal_hides_no_file_that_is_reported_at_once(
+    world: World, store: caches.Caches, age: int, *, is_added: bool
+) -> None:
+    """A report looks older than a removal of the same second; a kept one may really be so."""
+    store.record([FIRST])
+    store.record([caches.Report('h1', [], [name_of('i2')])])
+    with world.database.reader() as reading:
+        sent_at = session.now(reading) - datetime.timedelta(seconds=age)
+
+    store.record([caches.Report('h1', [file('i4')], sent_at=sent_at)])
+
+    assert (name_of('i4') in sizes(store, 'h1')) == is_added
+
+
 def test_clock_put_back_hides_no_report(world: World, store: caches.Caches) -> None:
     store.record([FIRST])
     later = datetime.datetime(9000, 1, 1)  # noqa: DTZ001 - as the database keeps it
