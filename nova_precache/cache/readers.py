@@ -71,7 +71,11 @@ class GrowingFile:
         with self._writing, self._changed:
             if self._is_ended or self._is_final:
                 raise Ended
-            reader = Reader(self, files.open_regular(self._path, os.O_RDONLY), offset_bytes)
+            try:
+                descriptor = files.open_regular(self._path, os.O_RDONLY)
+            except FileNotFoundError as exc:  # it has just been published
+                raise Ended from exc
+            reader = Reader(self, descriptor, offset_bytes)
             self._readers.add(reader)
         return reader
 
@@ -126,9 +130,12 @@ class GrowingFile:
     def _may_read(self, offset_bytes: int) -> bool:
         return self._is_ended or self._is_complete or self._position > offset_bytes
 
-    def forget(self, reader: 'Reader') -> None:
+    def forget(self, reader: 'Reader') -> bool:
+        """Return whether the reader was open."""
         with self._changed:
+            was_open = reader in self._readers
             self._readers.discard(reader)
+        return was_open
 
 
 class Reader:
@@ -163,8 +170,9 @@ class Reader:
         return count
 
     def close(self) -> None:
-        self._file.forget(self)
-        os.close(self._descriptor)
+        """Close it; to do so again changes nothing."""
+        if self._file.forget(self):
+            os.close(self._descriptor)
 
     def _drop_cold_pages(self, count: int) -> None:
         """Free page cache for the guests, unless other readers need it soon."""

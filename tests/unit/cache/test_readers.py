@@ -100,6 +100,23 @@ def test_reader_waits_for_more(cache: Cache) -> None:
     assert found == [DATA]
 
 
+def test_reader_closed_again_closes_no_other_file(cache: Cache) -> None:
+    with cache.partials.open(IMAGE) as partial:
+        reader = partial.open_reader()
+        reader.close()
+        with open(os.devnull) as other:  # it gets the descriptor of the reader
+            reader.close()
+            os.fstat(other.fileno())
+
+
+def test_file_published_meanwhile_has_no_new_reader(cache: Cache) -> None:
+    with cache.partials.open(IMAGE) as partial:
+        os.rename(partial.path, f'{partial.path}.published')
+        with pytest.raises(readers.Ended):
+            partial.open_reader()
+        os.rename(f'{partial.path}.published', partial.path)
+
+
 def test_finished_file_ends_after_last_byte(cache: Cache) -> None:
     with cache.partials.open(IMAGE) as partial, partial.open_reader(len(DATA) - 10) as reader:
         put(partial, DATA)
