@@ -246,12 +246,14 @@ class Reports:
         try:
             if state is not None:
                 self._conductor.report_state(state)
-            for each in self._transfers.to_report():
+            following = self._transfers.to_report()
+            for each in following:
                 self._conductor.report_progress(
                     each.job_id, each.epoch, each.sequence, each.progress
                 )
             is_sent = True
-            self._outage.over()
+            if state is not None or following:
+                self._outage.over()
         except exception.PrecacheError as exc:
             self._log_outage(exc)
         finally:
