@@ -26,7 +26,8 @@ from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 BOOTS = 30
-ANSWER_SECONDS = 15.0  # promised by the API
+# The API promises 15 s; the rest is for a busy machine. Without a limit it would wait for ever.
+ANSWER_SECONDS = 60.0
 
 
 @pytest.fixture(scope='module')
