@@ -14,7 +14,7 @@ from typing import Any, Self
 import requests
 
 from tools.servers.nova import cloud
-from tools.waiting import TIMEOUT_SECONDS
+from tools.waiting import TIMEOUT_SECONDS, wait_until_frozen
 
 CALLER = {
     'X-User-Id': 'e3a1c7b2f0d94a58b6c0d1e2f3a4b5c6',
@@ -91,6 +91,7 @@ class NovaCloud(cloud.StockNova):
         """Freeze a process, as on a machine that hangs."""
         os.killpg(self._processes[name].pid, signal.SIGSTOP)
         try:
+            wait_until_frozen(self._processes[name].pid)
             yield
         finally:
             os.killpg(self._processes[name].pid, signal.SIGCONT)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Waiting for a condition, or for a child process to serve."""
 
+import contextlib
 import pathlib
 import subprocess
 import threading
@@ -36,6 +37,22 @@ def wait_until(
             raise TimedOut(f'timed out after {timeout_seconds:g} s: {what}')
         pause.wait(poll_seconds)
     return found
+
+
+def wait_until_frozen(pid: int) -> None:
+    """Wait until a process that got SIGSTOP stands still.
+
+    The signal stops its threads one after the other; until then, one of them may still answer.
+    """
+
+    def states() -> set[str]:
+        found = set()
+        for stat in pathlib.Path(f'/proc/{pid}/task').glob('*/stat'):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                found.add(stat.read_text().rpartition(')')[2].split()[0])
+        return found
+
+    wait_until(lambda: states() <= {'T', 'Z'}, f'process {pid} stands still')
 
 
 def wait_for_child(

@@ -33,7 +33,7 @@ from tests.leaks import SECRETS
 from tools import documentation
 from tools.servers import databases
 from tools.servers.rabbitmq import RabbitMQ
-from tools.waiting import TIMEOUT_SECONDS, wait_until
+from tools.waiting import TIMEOUT_SECONDS, wait_until, wait_until_frozen
 
 API, CONDUCTOR = 'api', 'conductor'
 CONTROL_PLANE = (CONDUCTOR, API)
@@ -211,6 +211,7 @@ class Site(keystone_site.Site):
         """Freeze a process."""
         self.processes[name].send_signal(signal.SIGSTOP)
         try:
+            wait_until_frozen(self.processes[name].pid)
             yield
         finally:
             self.processes[name].send_signal(signal.SIGCONT)

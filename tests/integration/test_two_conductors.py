@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import UploadImage
 from tests.integration.conftest import CONDUCTORS, Deployment
 from tests.service import wait_until
+from tools.waiting import wait_until_frozen
 
 MIB = 1024**2
 UNMAPPED_HOSTS = 150
@@ -129,6 +130,7 @@ def test_resumed_frozen_conductor_changes_nothing(
 def _stands_still(deployment: Deployment, name: str) -> bool:
     """Halt a process, but not in the middle of a write: SQLite would then halt all others."""
     deployment.processes[name].send_signal(signal.SIGSTOP)
+    wait_until_frozen(deployment.processes[name].pid)
     try:
         deployment.query('BEGIN IMMEDIATE')
     except sqlite3.OperationalError:

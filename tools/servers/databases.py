@@ -24,6 +24,7 @@ import sqlalchemy as sa
 
 from nova_precache.standalone import process
 from tools.servers import own_port
+from tools.waiting import wait_until_frozen
 
 SQLITE, MARIADB, POSTGRESQL = KINDS = ('sqlite', 'mariadb', 'postgresql')
 _POSTGRES = 'postgres'
@@ -102,17 +103,22 @@ class DatabaseServer(own_port.OwnPort, Databases):
     @contextlib.contextmanager
     def silent(self) -> Iterator[None]:
         """Freeze the server; its machine still accepts data for it."""
-        self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        frozen: list[psutil.Process] = []
         try:
+            server = psutil.Process(self._process.pid)
+            self._freeze(server, frozen)
+            for child in server.children(recursive=True):  # it starts no more of them
+                self._freeze(child, frozen)
             yield
         finally:
-            self._signal(signal.SIGCONT)
+            for each in frozen:
+                each.resume()
 
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        server = psutil.Process(self._process.pid)
-        for each in (server, *server.children(recursive=True)):
-            each.send_signal(number)
+    def _freeze(self, running: psutil.Process, frozen: list[psutil.Process]) -> None:
+        running.suspend()
+        frozen.append(running)
+        wait_until_frozen(running.pid)
 
     @contextlib.contextmanager
     def empty(self, name: str | None = None) -> Iterator[str]:
