@@ -7,6 +7,7 @@ is not shown. What is read grows with the page and with the hosts at work, not w
 of a request.
 """
 
+import collections
 import dataclasses
 import datetime
 import functools
@@ -293,19 +294,32 @@ _TASKS = _JOINED.with_only_columns(
     *rows.TASK, *(column for column in _JOINED.selected_columns if column.key != _TASK.id.key)
 )
 _SILENT_SINCE = expressions.seconds_ago(sa.bindparam('silent_seconds', type_=sa.Float()))
-# The rates of requests that silent or restarted computes reported: of few, if any.
-_STALE = (
-    sa.select(
-        sa.null(), _TASK.request_id, sa.null(), sa.null(), sa.func.sum(_TASK.rate_bytes), sa.null()
+
+
+def _stale_in(status: str) -> sa.Select[*tuple[Any, ...]]:
+    """Select the rates that silent or restarted computes reported, if any, by request.
+
+    Of one status: beside old statistics, MariaDB reads all tasks of a request for several.
+    """
+    return (
+        sa.select(
+            sa.null(),
+            _TASK.request_id,
+            sa.null(),
+            sa.null(),
+            sa.func.sum(_TASK.rate_bytes),
+            sa.null(),
+        )
+        .join(_JOB, _JOB.uuid == _TASK.job_uuid)
+        .join(models.Agent, models.Agent.host == _TASK.host)
+        .where(_TASK.request_id.in_(_KEYS), _TASK.status == status)
+        .where(_TASK.rate_bytes > 0, turns.is_stale(_SILENT_SINCE))
+        .group_by(_TASK.request_id)
     )
-    .join(_JOB, _JOB.uuid == _TASK.job_uuid)
-    .join(models.Agent, models.Agent.host == _TASK.host)
-    .where(_TASK.request_id.in_(_KEYS), expressions.one_of(_TASK.status, model.TASK_WORKING))
-    .where(_TASK.rate_bytes > 0, turns.is_stale(_SILENT_SINCE))
-    .group_by(_TASK.request_id)
-)
-# And a row of each request with such a rate.
-_SIGNS_AND_STALE = _CONDUCTORS.union_all(_CELLS, _STALE)
+
+
+# And rows of the requests with such rates.
+_SIGNS_AND_STALE = _CONDUCTORS.union_all(_CELLS, *map(_stale_in, _WORKING))
 
 
 class _Page:
@@ -332,9 +346,10 @@ class _Page:
             for row in signs
             if row.cell_uuid is not None
         }
-        self._stale = {
-            row.request_id: int(row.number) for row in signs if row.request_id is not None
-        }
+        self._stale: collections.Counter[str] = collections.Counter()
+        for row in signs:
+            if row.request_id is not None:
+                self._stale[row.request_id] += int(row.number)
         now, leased_until, streams, reported_at = next(
             row[2:] for row in signs if row.cell_uuid is None and row.request_id is None
         )
@@ -430,7 +445,7 @@ class _Page:
 
         :param stored: request id to the sum of the rates of its tasks
         """
-        return {each: max(0, rate - self._stale.get(each, 0)) for each, rate in stored.items()}
+        return {each: max(0, rate - self._stale[each]) for each, rate in stored.items()}
 
     def with_turns(self, known: Mapping[int, waiting.TaskFacts]) -> Mapping[int, waiting.TaskFacts]:
         """Add to tasks that wait for their host when it is its turn, and at which rate."""
