@@ -160,7 +160,7 @@ class Partial:
     def open_reader(self, offset_bytes: int = 0) -> readers.Reader:
         """Open a reader of the received bytes, also of those kept; from any thread.
 
-        :raises nova_precache.cache.readers.Ended: the file is not written any more
+        :raises nova_precache.cache.readers.Ended: its writer has ended it
         :raises nova_precache.exception.StorageError: the file system refused
         """
         with cache_store.storage_errors(f'Opening {self.path}'):

@@ -65,7 +65,7 @@ class GrowingFile:
     def open(self, offset_bytes: int = 0) -> 'Reader':
         """Open a reader that begins at an offset; wait for a write in progress.
 
-        :raises Ended: the file is not written any more
+        :raises Ended: its writer has ended it
         :raises OSError: it cannot be opened
         """
         with self._writing, self._changed:
@@ -131,7 +131,7 @@ class GrowingFile:
         return self._is_ended or self._is_complete or self._position > offset_bytes
 
     def forget(self, reader: 'Reader') -> bool:
-        """Return whether the reader was open."""
+        """Remove a closed reader; return False if it was closed before."""
         with self._changed:
             was_open = reader in self._readers
             self._readers.discard(reader)

@@ -108,7 +108,7 @@ class DatabaseServer(own_port.OwnPort, Databases):
         try:
             server = psutil.Process(self._process.pid)
             self._freeze(server, frozen)
-            for child in server.children(recursive=True):  # it starts no more of them
+            for child in server.children(recursive=True):  # a frozen server starts no others
                 self._freeze(child, frozen)
             yield
         finally:

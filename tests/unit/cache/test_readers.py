@@ -381,7 +381,7 @@ def test_last_pages_stay_cached_for_readers(cache: Cache) -> None:
             assert WINDOW_BYTES <= cached_bytes(partial.path) <= WINDOW_BYTES + SYNCED_BYTES
         put(partial, OTHER_DATA[: 256 * KIB], MIB)
         partial.keep()
-        assert cached_bytes(partial.path) == 0, 'nobody reads it any more'
+        assert cached_bytes(partial.path) == 0, 'it has no reader left'
 
 
 @pytest.mark.usefixtures('drops_pages')

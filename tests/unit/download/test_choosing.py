@@ -16,7 +16,7 @@ from tests.unit.download.conftest import Attempt, FileTarget, OddSource, Running
 from tools.waiting import TIMEOUT_SECONDS
 
 DATA = bytes(range(256)) * 40
-STOPPED = exception.Cancelled('nobody wants it')
+STOPPED = exception.Cancelled('it is not wanted')
 
 
 @dataclasses.dataclass

@@ -17,7 +17,7 @@ from tests.unit.download.conftest import DATA, Attempt, Link, MakeTarget, Runnin
 from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
-CANCELLED = exception.Cancelled('nobody wants it')
+CANCELLED = exception.Cancelled('it is not wanted')
 PAUSED = exception.Paused('later')
 
 pytestmark = pytest.mark.usefixtures('link', 'nothing_left')

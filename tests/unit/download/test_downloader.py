@@ -31,7 +31,7 @@ from tests.unit.download.conftest import (
 )
 
 DATA = bytes(range(256)) * 2048
-CANCELLED = exception.Cancelled('nobody wants it')
+CANCELLED = exception.Cancelled('it is not wanted')
 PAUSED = exception.Paused('later')
 
 
