@@ -144,7 +144,7 @@ def test_deleted_image_fails_with_reason(
     task = service.tasks(request_id)[0]
     assert task['status'] == 'error'
     assert image_id in task['reason']
-    assert service.hosts[0].base_files() == []
+    wait_until(lambda: service.hosts[0].base_files() == [], 'nothing is left')
 
 
 def test_unsafe_image_unretried_error(

@@ -270,6 +270,8 @@ def test_concurrent_conductors_make_one_request(
     pin = _pin(service, image_id, *service.hosts)
     barrier = threading.Barrier(2)
     with _database(started) as database:
+        # A look leaves out the hosts of a cell that is not heard yet, and there is only one look.
+        wait_until(lambda: not pins.Pins(database).unheard_cells(), 'the cells are heard')
         keepers = [_reconciler(started, database, name) for name in ('c1', 'c2')]
 
         def look(keeper: keeping.Reconciler) -> None:
