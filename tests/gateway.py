@@ -20,18 +20,29 @@ from tools.waiting import TIMEOUT_SECONDS
 _DATA = re.compile(r'^/v2/images/([0-9a-f-]{36})/file$')
 _CHUNK_BYTES = 64 * 1024
 _HOLD_SECONDS = 600
+_WITH_DATA = (200, 206)
 
 
 @dataclasses.dataclass(eq=False)
 class Download:
-    """One answer with data: which image, from where on, and how far it came."""
+    """One answer with data: which image, from where on, and how far it came.
+
+    :ivar size_bytes: of the data of the answer
+    :ivar bytes_sent: counted before they are sent: the client may act at once on what arrives
+    """
 
     image_id: str
     requested_range: str | None
     status: int = 0
+    size_bytes: int = 0
     bytes_sent: int = 0
     is_over: bool = False
     request_id: str | None = None
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the client does not have all data yet."""
+        return not self.is_over and self.status in _WITH_DATA and self.bytes_sent < self.size_bytes
 
 
 class Gateway:
@@ -107,7 +118,7 @@ class Gateway:
         with self._changed:
             return [download for download in self.downloads if not download.is_over]
 
-    def wait_for(self, count: int, timeout_seconds: float = 30) -> None:
+    def wait_for(self, count: int, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         """Wait until ``count`` downloads run at once, each held at its byte."""
         with self._changed:
             reached = self._changed.wait_for(
@@ -121,7 +132,7 @@ class Gateway:
         return [
             each
             for each in self.downloads
-            if each.image_id == image_id and each.status in (200, 206)
+            if each.image_id == image_id and each.status in _WITH_DATA
         ]
 
     def serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -177,6 +188,7 @@ class Gateway:
             stream=True,
             timeout=TIMEOUT_SECONDS,
         ) as answer:
+            download.size_bytes = int(answer.headers['Content-Length'])
             download.status = answer.status_code
             handler.send_response(answer.status_code)
             for name, value in answer.headers.items():
@@ -200,19 +212,18 @@ class Gateway:
             sent = chunk
             if spoil and download.bytes_sent == 0:
                 sent = bytes([chunk[0] ^ 0xFF]) + chunk[1:]
-            if cut is not None and download.bytes_sent + len(sent) > cut:
-                handler.wfile.write(sent[: cut - download.bytes_sent])
-                handler.wfile.flush()
-                self._note(download, cut - download.bytes_sent)
+            if cut is not None:
+                sent = sent[: cut - download.bytes_sent]
+            self._note(download, len(sent))
+            handler.wfile.write(sent)
+            if len(sent) < len(chunk):
                 handler.close_connection = True
                 return
-            handler.wfile.write(sent)
-            self._note(download, len(sent))
 
     def _note(self, download: Download, count: int) -> None:
         with self._changed:
             download.bytes_sent += count
-            going_on = sum(not each.is_over and each.status != 0 for each in self.downloads)
+            going_on = sum(each.is_sending for each in self.downloads)
             self.most_at_once = max(self.most_at_once, going_on)
             self._changed.notify_all()
 
@@ -221,7 +232,7 @@ class Gateway:
             self._hold_at_byte is not None
             and download in self._to_hold()
             and not download.is_over
-            and download.status in (200, 206)
+            and download.status in _WITH_DATA
             and download.bytes_sent >= self._hold_at_byte
         )
 
