@@ -11,7 +11,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -123,14 +122,10 @@ def qemu_img() -> str:
 
 
 @pytest.fixture(scope='session')
-def free_port() -> Callable[[], int]:
-    """Return a function that finds an unused TCP port of the loopback."""
-
-    def find() -> int:
-        with socket.create_server(('127.0.0.1', 0)) as listener:
-            return int(listener.getsockname()[1])
-
-    return find
+def free_port() -> Iterator[Callable[[], int]]:
+    """Return a function that finds an unused TCP port of the loopback, and reserves it."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: int(stack.enter_context(own_port.reserve()).getsockname()[1])
 
 
 @pytest.fixture(scope='session')
