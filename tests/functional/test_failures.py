@@ -188,13 +188,18 @@ def test_driver_without_cache_is_unsupported(
     with caplog.at_level(logging.WARNING):
         first = service.cache(aggregate_id, image_id)
         service.wait(first)
+        # The request may end before the conductor has logged the end of its job.
+        wait_until(lambda: len(_job_warnings(caplog)) > 1, 'both have logged the end')
 
     assert service.outcomes(first) == {('unsupported', 'driver FakeDriver cannot cache images')}
-    warnings = [r.name for r in caplog.records if r.getMessage().startswith('Job ')]
-    assert sorted(warnings) == [
+    assert sorted(_job_warnings(caplog)) == [
         'nova_precache.compute.transfer_log',
         'nova_precache.conductor.tracker',
     ]
+
+
+def _job_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.name for r in caplog.records if r.getMessage().startswith('Job ')]
 
 
 def test_low_rpc_pin_contacts_no_compute(
@@ -296,7 +301,7 @@ def test_moving_call_timeout_counts_no_attempt(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     image_id = upload_image(os.urandom(4 * MIB))
-    service = start(DEFAULT={'long_rpc_timeout': 1}).service
+    service = start(DEFAULT={'long_rpc_timeout': 5}).service
     gateway.hold(at_byte=MIB)
 
     with caplog.at_level(logging.INFO):
