@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from nova_precache import exception, model
 from nova_precache.image import fake, service
-
-CUT_SECONDS = 30
+from tools.waiting import TIMEOUT_SECONDS
 
 
 class Kind(enum.StrEnum):
@@ -144,4 +143,4 @@ class _RoughConnection:
             self._link.strike()
             return
         threading.Thread(target=self._link.strike).start()
-        assert self._is_cut.wait(CUT_SECONDS), 'the connection of stopped work stays open'
+        assert self._is_cut.wait(TIMEOUT_SECONDS), 'the connection of stopped work stays open'

@@ -276,8 +276,8 @@ class CacheMachine(stateful.RuleBasedStateMachine):
 
     @stateful.invariant()
     def nothing_is_held(self) -> None:
-        wait_until(lambda: set(threading.enumerate()) <= self.threads, 'all threads ended', 10)
-        wait_until(lambda: not self._open_files(), 'all files are closed', 10)
+        wait_until(lambda: set(threading.enumerate()) <= self.threads, 'all threads ended')
+        wait_until(lambda: not self._open_files(), 'all files are closed')
         image_locks = locks.ImageLocks(str(self.directory / 'locks'))
         for image_id in self.ids:
             with image_locks.try_hold(layout.base_name(image_id)) as held:
