@@ -159,8 +159,7 @@ class Standalone:
             ) from exc
 
     def _start_parts(self) -> None:
-        port = self._shape.port or _free_port()
-        conf_path = self._write_conf(self._start_image_service(), port)
+        conf_path = self._write_conf(self._start_image_service())
         conf = self._read_conf(conf_path)
         self._database = session.connect(conf)
         schema.sync(self._database)
@@ -236,7 +235,7 @@ class Standalone:
             config_dirs=self._shape.config_dirs,
         )
 
-    def _write_conf(self, image_url: str, port: int) -> pathlib.Path:
+    def _write_conf(self, image_url: str) -> pathlib.Path:
         path = self._state_dir / 'nova-precache.conf'
         text = f"""\
 # Written at each start.
@@ -246,7 +245,7 @@ state_path = {self._state_dir}/hosts/$host
 [api]
 auth_strategy = noauth2
 bind_host = {ADDRESS}
-bind_port = {port}
+bind_port = {self._shape.port}
 [conductor]
 claim_lease_seconds = 10
 poll_interval_seconds = 1

@@ -6,14 +6,20 @@ import stat
 from typing import NoReturn
 
 import pytest
+from oslo_config import cfg
 
 from nova_precache import exception
+from nova_precache.db.engine import session
 from nova_precache.standalone import glance, service
 from tests import odd_files
 
 
 class StartedGlance(exception.PrecacheError):
     """Standalone reached the start of its Glance."""
+
+
+class ReadConfiguration(exception.PrecacheError):
+    """Standalone has read its configuration."""
 
 
 @pytest.fixture
@@ -49,6 +55,19 @@ def test_uncreatable_state_directory_names_option(
 
     with pytest.raises(exception.ConfigError, match=r'^--state-dir .*/file/state cannot be used'):
         service.Standalone(service.Shape(tmp_path / 'file' / 'state')).start()
+
+
+def test_api_chooses_free_port_itself(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process could take one that was chosen before the API listens."""
+
+    def connect(conf: cfg.ConfigOpts) -> NoReturn:
+        raise ReadConfiguration(conf.api.bind_port)
+
+    monkeypatch.setattr(session, 'connect', connect)
+    with pytest.raises(ReadConfiguration, match=r'^0$'):
+        service.Standalone(service.Shape(tmp_path, port=0, image_url='http://[::1]')).start()
 
 
 def test_glance_port_is_kept(tmp_path: pathlib.Path, glance_ports: list[int]) -> None:
