@@ -22,7 +22,13 @@ QUICK: Options = {
         'progress_write_interval_seconds': 0.2,
         'heartbeat_write_interval_seconds': 0.25,
     },
-    'image_cache': {'retry_delay_seconds': 0.2, 'reserved_disk_bytes': 0},
+    # On a busy machine, tests may hold a download for long.
+    'glance': {'connect_timeout_seconds': 600, 'read_timeout_seconds': 600},
+    'image_cache': {
+        'retry_delay_seconds': 0.2,
+        'reserved_disk_bytes': 0,
+        'stall_seconds': 600,
+    },
 }
 
 
