@@ -115,6 +115,7 @@ def _configure(directory: pathlib.Path, image_url: str) -> cfg.ConfigOpts:
         f"""\
 [DEFAULT]
 transport_url = fake:///{directory.name}-api
+service_down_time = {TIMEOUT_SECONDS}
 [api]
 auth_strategy = noauth2
 bind_host = 127.0.0.1
