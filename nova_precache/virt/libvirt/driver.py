@@ -246,14 +246,18 @@ class LibvirtDriver(driver.ComputeDriver):
         partial_bytes = self._sweeper.partial_bytes(image_id)
         if removal.status == model.RemovalStatus.USED or not partial_bytes:
             return removal
-        if not self._sweeper.discard_partial(image_id):
-            why = 'a transfer uses its partial download'
-            return dataclasses.replace(removal, status=model.RemovalStatus.USED, reason=why)
-        return dataclasses.replace(
-            removal,
-            status=model.RemovalStatus.REMOVED,
-            freed_bytes=removal.freed_bytes + partial_bytes,
-        )
+        is_discarded = self._sweeper.discard_partial(image_id)
+        # A transfer that ran until now may have published the image: nothing was discarded.
+        if is_discarded and not self._store.is_hit_file(layout.base_name(image_id)):
+            return dataclasses.replace(
+                removal,
+                status=model.RemovalStatus.REMOVED,
+                freed_bytes=removal.freed_bytes + partial_bytes,
+            )
+        if removal.status == model.RemovalStatus.REMOVED:
+            return removal  # the transfer began after that
+        why = 'a transfer uses its partial download'
+        return dataclasses.replace(removal, status=model.RemovalStatus.USED, reason=why)
 
     def _is_novas(self) -> bool:
         """Return whether a nova-compute uses this cache, too."""

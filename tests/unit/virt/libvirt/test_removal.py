@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removal of an image from a host's cache, alone and beside boots."""
 
+import contextlib
 import os
 import pathlib
 import threading
@@ -10,6 +11,7 @@ from concurrent import futures
 import pytest
 
 from nova_precache import exception, model, transfer_control
+from nova_precache.cache import sweeper
 from nova_precache.image import fake
 from nova_precache.virt import libvirt
 from nova_precache.virt.libvirt import driver as libvirt_driver
@@ -71,20 +73,68 @@ def test_image_used_by_sharing_host_stays(
     assert guest_content(disk) == DATA
 
 
-def test_partial_download_removed_and_counted(
-    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+def _leave_partial(
+    driver: libvirt.LibvirtDriver, images: fake.FakeImageService, image: model.Image
 ) -> None:
-    driver, image = make_driver(), images.add(DATA)
     control = transfer_control.Control()
     with pytest.raises(exception.Paused):
         driver.cache_image(
             images, image.id, lambda _: control.stop(exception.Paused('later')), control
         )
+
+
+def test_partial_download_removed_and_counted(
+    make_driver: MakeDriver, images: fake.FakeImageService, instances_path: pathlib.Path
+) -> None:
+    driver, image = make_driver(), images.add(DATA)
+    _leave_partial(driver, images, image)
     assert names(instances_path) != []
     removal = driver.remove_image(image.id)
     assert (removal.status, removal.reason, removal.names) == ('removed', None, ())
     assert removal.freed_bytes > 0
     assert names(instances_path) == []
+
+
+def test_image_published_meanwhile_stays(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    instances_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver, other, image = make_driver(), make_driver(), images.add(DATA)
+    _leave_partial(driver, images, image)
+    discard = sweeper.Sweeper.discard_partial
+
+    def publish_first(swept: sweeper.Sweeper, image_id: str) -> bool:
+        other.cache_image(images, image_id, ignore)
+        return discard(swept, image_id)
+
+    monkeypatch.setattr(sweeper.Sweeper, 'discard_partial', publish_first)
+    removal = driver.remove_image(image.id)
+    assert (removal.status, removal.freed_bytes) == ('used', 0)
+    assert os.path.getsize(base_path(instances_path, image)) == MIB
+
+
+def test_removal_before_next_transfer_counts(
+    make_driver: MakeDriver,
+    images: fake.FakeImageService,
+    instances_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A boot begins to download the image as soon as its file is removed."""
+    driver, other, image = make_driver(), make_driver(), images.add(DATA)
+    driver.cache_image(images, image.id, ignore)
+    path = pathlib.Path(base_path(instances_path, image))
+    taken_bytes = os.stat(path).st_blocks * 512
+    with contextlib.ExitStack() as stack:
+
+        def begin_next(swept: sweeper.Sweeper, image_id: str) -> int:
+            stack.enter_context(other._locks.hold(path.name))
+            return 4096
+
+        monkeypatch.setattr(sweeper.Sweeper, 'partial_bytes', begin_next)
+        removal = driver.remove_image(image.id)
+    assert removal == model.ImageRemoval('removed', None, taken_bytes, (path.name,))
 
 
 def test_image_in_transfer_stays(
