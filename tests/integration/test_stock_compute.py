@@ -34,7 +34,7 @@ _CONFIGURATION = """\
 transport_url = {transport_url}
 state_path = {data}
 long_rpc_timeout = 600
-rpc_response_timeout = 2
+rpc_response_timeout = 15
 
 [api]
 auth_strategy = noauth2
@@ -43,7 +43,7 @@ auth_strategy = noauth2
 connection = sqlite:///{nova}/api.sqlite
 
 [conductor]
-claim_lease_seconds = 2
+claim_lease_seconds = 15
 poll_interval_seconds = 0.2
 
 [database]
