@@ -83,7 +83,7 @@ class Site:
 [DEFAULT]
 transport_url = {self.api_transport}
 report_interval = 0.5
-service_down_time = 5
+service_down_time = 15
 state_path = {self.directory}/$host
 instances_path = {self.directory}/$host/instances
 [api]
@@ -275,8 +275,10 @@ def _cache(
         here = novas.start_agent('here', 'cell1')
         novas.start_agent('unmapped', 'cell1')
         service.wait_until(
-            lambda: 'unmapped is not registered yet' in caplog.text, 'one is told to wait'
+            lambda: 'is not registered yet: Host unmapped is not mapped' in caplog.text,
+            'one is told to wait',
         )
+        service.wait_until(lambda: _up(doors) == ['here'], 'the other one is up')
         request_id = doors.cache(1, image_id)
         doors.wait(request_id)
     assert {task['host']: (task['status'], task['reason']) for task in doors.tasks(request_id)} == {
@@ -292,3 +294,7 @@ def _cache(
         'nova_precache.conductor.manager',
     ]
     assert 'cell-secret' not in caplog.text
+
+
+def _up(doors: service.Service) -> list[str]:
+    return [host['host'] for host in doors.get('/hosts?status=up')['hosts']]
