@@ -168,7 +168,8 @@ def test_absent_conductor_leaves_no_backlog(world: World, url: str) -> None:
         for host in living:
             while host.reports._lost < 4:
                 lengths.add(_length(url))
-        assert max(lengths) <= len(HOSTS)
+        # A new one may arrive before the broker has dropped the one before.
+        assert max(lengths) <= 2 * len(HOSTS)
     wait_until(lambda: _length(url) == 0, 'the broker has dropped them')
 
     world.pass_time(150)
@@ -211,6 +212,7 @@ def test_question_answered_before_queued_reports(
     world: World, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, goes_on = threading.Semaphore(0), threading.Event()
+    monkeypatch.setattr(rpcapi, 'REPORT_SECONDS', TIMEOUT_SECONDS)
 
     def hang(*parts: object) -> None:
         begun.release()
