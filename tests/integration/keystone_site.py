@@ -108,6 +108,8 @@ class Site:
         self._manage('cell', 'create', '--name', 'cell1', '--transport-url', self.cell_broker)
         self._start('conductor', 'control')
         self._start('api', 'control')
+        # An agent waits long for the answer to a registration that no conductor hears.
+        wait_until(lambda: ' runs' in self.logs()['conductor-control'], 'the conductor runs')
         for host in self.hosts:
             self._start('compute', host.name)
         self._wait_until_ready()
@@ -146,7 +148,7 @@ class Site:
     def _write(self, name: str, broker: str, options: str) -> None:
         (self.directory / f'{name}.conf').write_text(
             f'[DEFAULT]\nhost = {name}\nstate_path = {self.directory / name}\n'
-            f'transport_url = {broker}\nreport_interval = 1\nrpc_response_timeout = 6\n'
+            f'transport_url = {broker}\nreport_interval = 1\nrpc_response_timeout = 20\n'
             # Log everything, the libraries too.
             f'debug = true\ndefault_log_levels = root=DEBUG\n{options}'
             '[oslo_messaging_notifications]\ndriver = log\n'
