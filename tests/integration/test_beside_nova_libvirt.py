@@ -29,6 +29,7 @@ from tests import disk_images, gateway as site_link, service as doors
 from tests.conftest import UploadImage, require_environment
 from tools.servers import nova
 from tools.servers.nova import libvirt_compute
+from tools.waiting import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.usefixtures('qemu_img')
 
@@ -499,8 +500,10 @@ def test_downloading_nova_boot_blocks_us(host: Host, image_id: str) -> None:
         )
         assert not asked.done()
         host.link.release()
-        assert asked.result(60) == model.CacheResult(existing=True)
-        assert describe(boot.result(60))['backing-filename'] == str(host.base(image_id))
+        assert asked.result(TIMEOUT_SECONDS) == model.CacheResult(existing=True)
+        assert describe(boot.result(TIMEOUT_SECONDS))['backing-filename'] == str(
+            host.base(image_id)
+        )
     assert len(host.link.served(image_id)) == 1
 
 
@@ -514,8 +517,10 @@ def test_our_download_blocks_nova_boot(host: Host, image_id: str) -> None:
         )
         assert not boot.done()
         host.link.release()
-        assert not asked.result(60).existing
-        assert describe(boot.result(60))['backing-filename'] == str(host.base(image_id))
+        assert not asked.result(TIMEOUT_SECONDS).existing
+        assert describe(boot.result(TIMEOUT_SECONDS))['backing-filename'] == str(
+            host.base(image_id)
+        )
     assert len(host.link.served(image_id)) == 1
 
 
@@ -526,8 +531,8 @@ def test_lockless_nova_precache_is_harmless(host: Host, image_id: str) -> None:
         nova_asked = pool.submit(host.nova_caches, image_id, host.link.url)
         host.link.wait_for(2)
         host.link.release()
-        assert not asked.result(60).existing
-        assert nova_asked.result(60) == 'cached'
+        assert not asked.result(TIMEOUT_SECONDS).existing
+        assert nova_asked.result(TIMEOUT_SECONDS) == 'cached'
     assert host.names() == [_sha1(image_id)]
     assert host.base(image_id).read_bytes() == disk_images.content(MIB)
 

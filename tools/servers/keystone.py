@@ -17,6 +17,7 @@ from typing import Any
 import requests
 
 from nova_precache.standalone import environment
+from tools.waiting import TIMEOUT_SECONDS
 
 VERSION = '30.0.0'
 ENVIRONMENT = environment.PythonEnvironment(
@@ -196,7 +197,9 @@ class KeystoneServer(environment.PythonServer):
             'identity': {'methods': ['password'], 'password': {'user': login}},
             'scope': scopes[scope],
         }
-        answer = requests.post(f'{self.url}/auth/tokens', json={'auth': body}, timeout=30)
+        answer = requests.post(
+            f'{self.url}/auth/tokens', json={'auth': body}, timeout=TIMEOUT_SECONDS
+        )
         answer.raise_for_status()
         token = answer.headers['X-Subject-Token']
         self._on_secret(token, 'token of a user')
@@ -307,7 +310,7 @@ class _Client:
             method,
             self._url + path,
             headers={**self._headers, **(headers or {})},
-            timeout=30,
+            timeout=TIMEOUT_SECONDS,
             **arguments,
         )
         answer.raise_for_status()

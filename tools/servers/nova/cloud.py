@@ -18,7 +18,7 @@ import requests
 from nova_precache.standalone import process
 from tools.servers import nova
 from tools.servers.nova import api
-from tools.waiting import wait_until
+from tools.waiting import TIMEOUT_SECONDS, wait_until
 
 CONDUCTOR = 'nova-conductor'
 _CENTRAL = 'nova'  # the directory of what is not on a compute host
@@ -174,7 +174,7 @@ class StockNova:
         answer = requests.get(
             f'{self.url}/v2.1/os-services?binary=nova-compute&host={host}',
             headers=headers,
-            timeout=60,
+            timeout=TIMEOUT_SECONDS,
             allow_redirects=False,
         )
         answer.raise_for_status()
