@@ -35,6 +35,7 @@ transport_url = {transport_url}
 state_path = {data}
 long_rpc_timeout = 600
 rpc_response_timeout = 15
+service_down_time = 600
 
 [api]
 auth_strategy = noauth2
