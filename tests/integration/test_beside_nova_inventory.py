@@ -83,7 +83,7 @@ class Site:
 [DEFAULT]
 transport_url = {self.api_transport}
 report_interval = 0.5
-service_down_time = 15
+service_down_time = 10
 state_path = {self.directory}/$host
 instances_path = {self.directory}/$host/instances
 [api]
@@ -94,7 +94,7 @@ connection = {self.reader}
 template_database_connection = {CELL_DATABASE}
 [conductor]
 poll_interval_seconds = 0.2
-heartbeat_write_interval_seconds = 0.2
+heartbeat_write_interval_seconds = 2
 [database]
 connection = sqlite:///{self.directory}/precache.sqlite
 [glance]
