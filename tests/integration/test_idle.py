@@ -13,7 +13,7 @@ from nova_precache import conf as options, context, exception, rpc
 from nova_precache.conductor import rpcapi
 from tests.integration.link import Link
 from tools.servers.rabbitmq import RabbitMQ
-from tools.waiting import wait_until
+from tools.waiting import TIMEOUT_SECONDS, wait_until
 
 TOPIC = 'precache_test'
 CTXT = context.admin_context()
@@ -90,14 +90,18 @@ def _connect(url: str, *, shares_connections: bool) -> rpc.Transport:
     return rpc.connect(conf, shares_connections=shares_connections)
 
 
-def _ask(transport: rpc.Transport, server: str, what: str) -> object:
+def _ask(
+    transport: rpc.Transport, server: str, what: str, timeout_seconds: float = TIMEOUT_SECONDS
+) -> object:
     client = rpc.Client(transport, TOPIC, retries=0)
-    return client.call(CTXT, 'echo', '1.0', server=server, timeout_seconds=10, what=what)
+    return client.call(
+        CTXT, 'echo', '1.0', server=server, timeout_seconds=timeout_seconds, what=what
+    )
 
 
 def _answers(transport: rpc.Transport, server: str) -> bool:
     try:
-        return _ask(transport, server, 'again') == 'again'
+        return _ask(transport, server, 'again', timeout_seconds=10) == 'again'
     except (TimeoutError, exception.PrecacheError):
         return False
 
