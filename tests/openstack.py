@@ -119,7 +119,7 @@ class Terminal:
     def _ends_after_ctrl_c(self) -> bool:
         self.press(CTRL_C)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(TIMEOUT_SECONDS)
+            self.process.wait(TIMEOUT_SECONDS / 4)
         return self.process.poll() is not None
 
     def end(self) -> int:

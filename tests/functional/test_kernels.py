@@ -227,7 +227,9 @@ def test_older_conductors_call_uses_note(
     assert (request['counts'], request['bytes_done']) == ({'cached': 1}, len(RAMDISK))
 
 
-def test_pin_keeps_kernel_and_counts_it(start: Start, bootable: Bootable) -> None:
+def test_pin_keeps_kernel_and_counts_it(
+    start: Start, bootable: Bootable, gateway: site_link.Gateway
+) -> None:
     service = start(conductor={'pin_interval_seconds': 1}).service
     host = service.hosts[0]
     aggregate_id = service.aggregate('edge', (host,))
@@ -242,7 +244,9 @@ def test_pin_keeps_kernel_and_counts_it(start: Start, bootable: Bootable) -> Non
 
     wait_until(lambda: coverage() == (1, 1), 'all is covered')
     assert bootable.is_on(host)
+    gateway.hold()
     host.base_path(bootable.kernel).unlink()
     wait_until(lambda: coverage() == (0, 1), 'it is not covered without its kernel')
+    gateway.release()
     wait_until(lambda: coverage() == (1, 1), 'it is covered again')
     assert bootable.is_on(host)

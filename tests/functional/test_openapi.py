@@ -45,6 +45,8 @@ IMAGE = '5b1f6a3e-6f5c-4b53-9d0c-2f1d8c7e0a01'
 # using it after its deletion is no error. Where the schema omits a condition (a time has
 # passed, one of aggregate and hosts is required), valid input may be refused.
 SETTINGS = f"""
+request-timeout = {TIMEOUT_SECONDS}
+
 [auth.openapi.token]
 api_key = "{TOKEN}"
 

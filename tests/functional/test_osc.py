@@ -208,15 +208,15 @@ def test_window_is_shown_while_waiting(site: Site, upload_image: UploadImage) ->
     image_id = upload_image(os.urandom(MIB))
     host = site.service.hosts[0].name
 
-    said = site.run(
-        *('precache', 'create', '--host', host, '--not-before', '2098-01-01T02:00'),
-        *('--wait', '--timeout', '3', image_id, '-f', 'value', '-c', 'id'),
-    )
+    ask = ('precache', 'create', '--host', host, '--not-before', '2098-01-01T02:00', image_id)
+    request_id = site(*ask)['id']
+    wait_until(lambda: site.service.tasks(request_id), 'it is planned')
+    said = site.run('precache', 'show', '--wait', '--timeout', '1', request_id)
 
     assert said.status == 124
     assert f'{host}: queued: waits for its window' in said.err
     assert '2098-01-01T02:00:00Z' in said.err
-    site('precache', 'cancel', said.out.strip())
+    site('precache', 'cancel', request_id)
 
 
 def test_several_requests_cancelled(site: Site, upload_image: UploadImage) -> None:

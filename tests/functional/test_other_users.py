@@ -109,7 +109,7 @@ def test_pin_waits_for_untouchable_foreign_file(
     with running(directory, glance.url, capabilities=',+fowner') as service:
         wait_until(is_young, 'the pin asks again when the service has started')
         wait_until(lambda: _reason(service, pin) == '', 'nothing is wrong any more')
-        [task] = service.tasks(_asked(service, pin)[-1]['id'])
+        [task] = service.tasks(_ended(service, _asked(service, pin)[-1]['id']))
         assert (task['status'], base.stat().st_uid) == ('existing', other_user.NOBODY)
     log = (directory / 'log').read_text()
     assert log.count('This process lacks CAP_FOWNER') == 1

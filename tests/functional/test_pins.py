@@ -130,6 +130,11 @@ def _database(started: Started) -> Iterator[session.Database]:
         database.dispose()
 
 
+def _wait_heard(database: session.Database) -> None:
+    """Wait until all cells are heard: until then, a look leaves out the hosts of the others."""
+    wait_until(lambda: not pins.Pins(database).unheard_cells(), 'the cells are heard')
+
+
 def _reconciler(started: Started, database: session.Database, name: str) -> keeping.Reconciler:
     conf = configuration.new(config_files=[started.conf])
     return keeping.Reconciler(
@@ -248,7 +253,10 @@ def test_pin_filled_by_slots_despite_quota(
     start: Start, image_id: str, upload_image: UploadImage, gateway: site_link.Gateway
 ) -> None:
     limits = {'precache_concurrency': 1, 'max_active_requests_per_project': 1}
-    service = start(conductor=OFTEN, image_cache=limits).service
+    started = start(conductor=OFTEN, image_cache=limits)
+    service = started.service
+    with _database(started) as database:
+        _wait_heard(database)
     waiting = _ask_for_later(service, upload_image(os.urandom(MIB)))
     pin = _pin(service, image_id, *service.hosts)
 
@@ -270,8 +278,7 @@ def test_concurrent_conductors_make_one_request(
     pin = _pin(service, image_id, *service.hosts)
     barrier = threading.Barrier(2)
     with _database(started) as database:
-        # A look leaves out the hosts of a cell that is not heard yet, and there is only one look.
-        wait_until(lambda: not pins.Pins(database).unheard_cells(), 'the cells are heard')
+        _wait_heard(database)  # there is only one look
         keepers = [_reconciler(started, database, name) for name in ('c1', 'c2')]
 
         def look(keeper: keeping.Reconciler) -> None:

@@ -281,7 +281,7 @@ def test_earlier_deadline_ends_running_transfer(
     image_id = upload_image(os.urandom(8 * MIB))
     started = start()
     request_id = _paced(started, image_id, deadline='2096-01-01T00:00:00Z')
-    soon = timeutils.utcnow() + datetime.timedelta(seconds=2)
+    soon = timeutils.utcnow() + datetime.timedelta(seconds=5)
 
     _change(started, request_id, deadline=f'{soon.isoformat()}Z')
 

@@ -47,7 +47,7 @@ class Served:
 
     def logged(self) -> list[dict[str, object]]:
         """The application's log records; the server's own lines are not JSON."""
-        lines = self.log_path.read_text().splitlines()
+        lines = self.log_path.read_text().rpartition('\n')[0].splitlines()  # the last may be cut
         return [json.loads(line) for line in lines if line.startswith('{')]
 
 
@@ -111,6 +111,8 @@ def test_gunicorn_and_uwsgi_serve_several_processes(
         '--workers',
         str(wsgi.WORKERS),
     ]
+    # It kills a process that takes longer to load the application.
+    gunicorn += ['--timeout', str(TIMEOUT_SECONDS)]
     gunicorn += ['--threads', '4', 'nova_precache.wsgi.api:application']
     uwsgi = wsgi.uwsgi(directory, uwsgi_address)
 

@@ -50,7 +50,7 @@ def test_restarted_glance_keeps_images(
         ]
 
     assert started
-    assert [child for child in started if child.is_running()] == []
+    wait_until(lambda: not any(child.is_running() for child in started), 'no process is left')
     with server:
         assert server.url == url
         assert (
