@@ -38,6 +38,9 @@ REPORT_SECONDS = 1
 
 Changes = Mapping[str, Mapping[str, object]]
 
+# No claim expires, not even those of a conductor on a busy machine.
+LONG_LEASE: Changes = {'conductor': {'claim_lease_seconds': 60}}
+
 
 # py-amqp leaves to the collector the socket of a connection that a broker did not complete, or on
 # which it cancelled a consumer while it was closed. It may be collected in any later test, or after
@@ -230,7 +233,7 @@ class Deployment:
 
     def _answers(self) -> bool:
         try:
-            return requests.get(f'http://127.0.0.1:{self.api_port}/', timeout=5).ok
+            return requests.get(f'http://127.0.0.1:{self.api_port}/', timeout=TIMEOUT_SECONDS).ok
         except requests.ConnectionError:
             return False
 
@@ -328,7 +331,7 @@ class Deployment:
                 'transport_url': self.urls[host.cell if host else API],
                 'report_interval': REPORT_SECONDS,
                 'service_down_time': 20,
-                'rpc_response_timeout': 6,
+                'rpc_response_timeout': 10,
                 'debug': True,
             },
             'api': {'auth_strategy': 'noauth2', 'bind_port': self.api_port},
@@ -342,11 +345,13 @@ class Deployment:
                 'plan_chunk_tasks': 1,
             },
             'database': {'connection': f'sqlite:///{self.directory}/precache.sqlite'},
-            'glance': {'endpoint_override': self.gateway.url},
+            # A held download must not be given up, however long a test holds it.
+            'glance': {'endpoint_override': self.gateway.url, 'read_timeout_seconds': 600},
             'image_cache': {
+                'min_rate_bytes': 0,
                 'retry_delay_seconds': 1,
                 'retry_max_delay_seconds': 2,
-                'precache_max_attempts': 20,
+                'precache_max_attempts': 1000,  # more than the longest outage costs
                 'reserved_disk_bytes': 0,
             },
             'oslo_messaging_rabbit': {
@@ -393,6 +398,7 @@ def deployment(whole_deployment: Deployment) -> Deployment:
     """A deployment in which everything runs; images and aggregates belong to each test."""
     whole_deployment.mend()
     whole_deployment.forget_logs()
+    doors.wait_until(lambda: not whole_deployment.gateway.running(), 'no earlier download runs')
     whole_deployment.gateway.most_at_once = 0
     return whole_deployment
 

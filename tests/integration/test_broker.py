@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.conftest import UploadImage
-from tests.integration.conftest import API, Deployment
+from tests.integration.conftest import API, CONDUCTORS, LONG_LEASE, Deployment
 from tests.integration.link import Link
 from tests.service import Host
 
@@ -102,18 +102,21 @@ def test_conductor_stops_without_cell_broker(
     image_id = upload_image(data)
     service, gateway = deployment.service, deployment.gateway
     host = deployment.hosts[0]
+    aggregate_id = service.aggregate('stopped without its broker', (host,))
     gateway.hold(at_byte=MIB)
-    request_id = service.cache(service.aggregate('stopped without its broker', (host,)), image_id)
-    gateway.wait_for(1)
-    claim = deployment.query('SELECT conductor_id FROM claims WHERE conductor_id IS NOT NULL')
-    name = deployment.conductor_of(claim[0][0])
+    with deployment.configured(CONDUCTORS, LONG_LEASE):
+        request_id = service.cache(aggregate_id, image_id)
+        gateway.wait_for(1)
+        claim = deployment.query('SELECT conductor_id FROM claims WHERE conductor_id IS NOT NULL')
+        name = deployment.conductor_of(claim[0][0])
 
-    deployment.links['cell1'].cut()
-    deployment.stop(name)
-    deployment.links['cell1'].restore()
-    gateway.release()
+        deployment.links['cell1'].cut()
+        deployment.stop(name)
+        deployment.links['cell1'].restore()
+        gateway.release()
+        request = service.wait(request_id)
 
-    assert service.wait(request_id)['counts'] == {'cached': 1}
+    assert request['counts'] == {'cached': 1}
     assert 'taken over' not in deployment.log(deployment.other_conductor(name))
     assert len(gateway.served(image_id)) == 1
     deployment.assert_cached(image_id, data, [host])

@@ -8,12 +8,12 @@ import sqlite3
 import pytest
 
 from tests.conftest import UploadImage
-from tests.integration.conftest import CONDUCTORS, Deployment
+from tests.integration.conftest import CONDUCTORS, LONG_LEASE, Deployment
 from tests.service import wait_until
 from tools.waiting import wait_until_frozen
 
 MIB = 1024**2
-UNMAPPED_HOSTS = 150
+UNMAPPED_HOSTS = 600  # their plan must last until it is interrupted
 
 
 def _holder(deployment: Deployment) -> str:
@@ -79,20 +79,21 @@ def test_stopped_conductor_returns_host_at_once(
     data = os.urandom(4 * MIB)
     image_id = upload_image(data)
     service, gateway = deployment.service, deployment.gateway
+    aggregate_id = service.aggregate('stopped')
     gateway.hold(at_byte=MIB)
-    request_id = service.cache(service.aggregate('stopped'), image_id)
-    gateway.wait_for(1)
-    stopped = _holder(deployment)
-    other = deployment.other_conductor(stopped)
+    with deployment.configured(CONDUCTORS, LONG_LEASE):
+        request_id = service.cache(aggregate_id, image_id)
+        gateway.wait_for(1)
+        stopped = _holder(deployment)
 
-    deployment.stop(stopped)
-    wait_until(deployment.claimed_hosts, 'the other conductor claims the host')
-    gateway.release()
-    request = service.wait(request_id)
+        deployment.stop(stopped)
+        wait_until(deployment.claimed_hosts, 'the other conductor claims the host')
+        gateway.release()
+        request = service.wait(request_id)
 
     assert (request['status'], request['counts']) == ('completed', {'cached': 4})
     assert [task['attempts'] for task in service.tasks(request_id)] == [1, 1, 1, 1]
-    assert 'taken over' not in deployment.log(other)
+    assert 'taken over' not in deployment.log(deployment.other_conductor(stopped))
     assert len(gateway.served(image_id)) == 4
     deployment.assert_cached(image_id, data, deployment.hosts)
     deployment.assert_tidy()
