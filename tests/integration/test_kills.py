@@ -6,16 +6,21 @@ import pathlib
 import re
 import shutil
 import time
+from typing import Any
 
 import requests
 
 from tests import disk_images
 from tests.conftest import UploadImage
-from tests.integration.conftest import CONDUCTORS, REPORT_SECONDS, Deployment
+from tests.integration.conftest import CONDUCTORS, REPORT_SECONDS, Changes, Deployment
 from tests.service import wait_until
 from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
+# Two missed reports, and what a busy machine may write late.
+NAMED_SECONDS = 2 * REPORT_SECONDS + 5
+# The call of a killed compute must not fail before.
+PATIENT: Changes = {'DEFAULT': {'rpc_response_timeout': 20}}
 
 
 def test_separate_processes_cache_in_two_cells(
@@ -75,7 +80,7 @@ def test_killed_compute_retried_without_leftovers(
     request = service.wait(request_id)
 
     assert (request['status'], request['counts']) == ('completed', {'cached': 1})
-    assert service.tasks(request_id)[0]['attempts'] == 2
+    assert service.tasks(request_id)[0]['attempts'] > 1  # also those that it missed while it began
     deployment.assert_cached(image_id, data, [host])
     deployment.assert_tidy()
 
@@ -158,32 +163,31 @@ def test_killed_compute_named_within_two_reports(
     service = deployment.service
     host = service.hosts[0]
     asked = {'hosts': [host.name], 'images': [image_id], 'max_rate_bytes': MIB // 8}
-    made = requests.post(
-        f'{service.precache_url}/requests', json={'request': asked}, timeout=TIMEOUT_SECONDS
-    )
-    request_id = made.json()['request']['id']
+    with deployment.configured(CONDUCTORS, PATIENT):
+        made = requests.post(
+            f'{service.precache_url}/requests', json={'request': asked}, timeout=TIMEOUT_SECONDS
+        )
+        request_id = made.json()['request']['id']
 
-    def rates() -> list[int | None]:
-        shown = [*service.tasks(request_id), service.request(request_id)]
-        return [each['rate_bytes'] for each in shown]
+        def shown() -> list[dict[str, Any]]:
+            return [*service.tasks(request_id), service.request(request_id)]
 
-    wait_until(lambda: all(rates()), 'bytes arrive')
-    deployment.kill(host.name)
-    killed_at = time.monotonic()
-    wait_until(lambda: rates() == [0, 0], 'the rate is 0')
-    seconds = time.monotonic() - killed_at
-    [task], request = service.tasks(request_id), service.request(request_id)
-    action = f'{service.precache_url}/requests/{request_id}/action'
-    requests.post(action, json={'cancel': None}, timeout=TIMEOUT_SECONDS).raise_for_status()
+        wait_until(lambda: all(each['rate_bytes'] for each in shown()), 'bytes arrive')
+        deployment.kill(host.name)
+        named_at = time.monotonic() + NAMED_SECONDS
+        wait_until(lambda: time.monotonic() > named_at, 'two reports are missed')
+        task, request = shown()
+        action = f'{service.precache_url}/requests/{request_id}/action'
+        requests.post(action, json={'cancel': None}, timeout=TIMEOUT_SECONDS).raise_for_status()
 
-    assert seconds < 2 * REPORT_SECONDS + 1
-    assert task['status'] == 'downloading'
-    assert re.fullmatch(r'no sign of the compute for \d+ s', task['reason'])
-    assert re.fullmatch(rf'{host.name}: no sign of the compute for \d+ s', request['reason'])
-    assert (task['eta_seconds'], request['eta_seconds']) == (None, None)
-    deployment.start(host.name)
-    service.wait(request_id)
-    deployment.assert_tidy()
+        assert task['status'] == 'downloading'
+        assert re.fullmatch(r'no sign of the compute for \d+ s', task['reason'])
+        assert re.fullmatch(rf'{host.name}: no sign of the compute for \d+ s', request['reason'])
+        for each in (task, request):
+            assert (each['rate_bytes'], each['eta_seconds']) == (0, None)
+        deployment.start(host.name)
+        service.wait(request_id)
+        deployment.assert_tidy()
 
 
 def test_killed_conductors_named(deployment: Deployment, upload_image: UploadImage) -> None:
