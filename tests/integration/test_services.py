@@ -47,17 +47,18 @@ def _host(deployment: Deployment, name: str) -> tuple[str, str | None]:
 
 
 def test_every_service_reports(deployment: Deployment) -> None:
-    wait_until(lambda: _all_up(deployment), 'both conductors report')
-
-    found = _services(deployment)
-
-    assert [(each['binary'], each['host']) for each in found] == [
-        ('nova-precache-api', API),
-        *((COMPUTE, host.name) for host in deployment.hosts),
-        *((CONDUCTOR, name) for name in CONDUCTORS),
+    expected = [
+        ('nova-precache-api', API, 'up'),
+        *((COMPUTE, host.name, 'up') for host in deployment.hosts),
+        *((CONDUCTOR, name, 'up') for name in CONDUCTORS),
     ]
-    assert {each['status'] for each in found} == {'up'}
-    assert len({each['version'] for each in found}) == 1
+
+    def reported() -> list[tuple[str, str, str]]:
+        services = _services(deployment)
+        return [(each['binary'], each['host'], each['status']) for each in services]
+
+    wait_until(lambda: reported() == expected, 'all services report, each once')
+    assert len({each['version'] for each in _services(deployment)}) == 1
     wait_until(lambda: _cells(deployment) == 2 * [('up', 2, 2)], 'both cells are heard')
 
 
