@@ -29,7 +29,6 @@ CONDUCTORS = ('conductor1', 'conductor2')
 # The policy for Glance permits it to read all images, and no other action.
 ROLE = 'image_precacher'
 _GLANCE_POLICY = pathlib.Path(__file__).parents[1] / 'etc' / 'glance' / 'image-precacher.yaml'
-START_SECONDS = 120
 STOP_SECONDS = 30
 
 GENERAL = """\
@@ -289,7 +288,6 @@ class Foundation(abc.ABC):
             self._children[name],
             lambda: sign in log.read_text(errors='replace'),
             log,
-            START_SECONDS,
         )
 
 

@@ -32,7 +32,7 @@ from tools.showing import BINARIES, CONSOLE, StepFailed, random_qcow2, run, step
 STATE_DIRECTORY = pathlib.Path(__file__).resolve().parents[1] / '.quickstart'
 NAME = 'quickstart'
 IMAGE_MIB = 256
-START_SECONDS = 120
+START_SECONDS = 600
 INVENTORY_SECONDS = 300
 STOP_SECONDS = 60
 

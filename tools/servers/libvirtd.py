@@ -33,7 +33,6 @@ _NAMES = {
 }
 _PROGRAMS = ('libvirtd', 'virsh', 'qemu-system-x86_64', 'qemu-img', 'pkg-config', 'gcc')
 _PATH = f'{os.environ["PATH"]}{os.pathsep}/usr/sbin'
-_COMMAND_SECONDS = 60
 
 # The first process of the namespace also reaps ended QEMUs.
 _RUN = """\
@@ -152,7 +151,7 @@ class Libvirtd:
             ['virsh', '--connect', self.uri, *arguments],
             capture_output=True,
             text=True,
-            timeout=_COMMAND_SECONDS,
+            timeout=process.START_SECONDS,
             check=False,
         )
 
