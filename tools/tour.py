@@ -57,6 +57,7 @@ def check_outcomes(whole: Foundation, image_id: str) -> str:
     """Check that each request for an image cached it on all hosts; return the oldest one's id.
 
     :raises StepFailed: it did not, or a host has downloaded the image twice
+    :raises tools.waiting.TimedOut: a host has not downloaded it
     """
     token = whole.token()
     found = whole.get(token, '/requests')['requests']
@@ -65,6 +66,9 @@ def check_outcomes(whole: Foundation, image_id: str) -> str:
         raise StepFailed('nova-precache received no request for the image')
     for request in for_image:
         _expect_success(whole.get(token, f'/requests/{request["id"]}/tasks')['tasks'], whole.hosts)
+    wait_until(
+        lambda: whole.glance.served(image_id) >= len(whole.hosts), 'Glance has logged the downloads'
+    )
     served = whole.glance.served(image_id)
     CONSOLE.print(f'Glance served the image {served} times, to {len(whole.hosts)} hosts.')
     if served != len(whole.hosts):
