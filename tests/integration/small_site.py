@@ -311,7 +311,7 @@ retry_max_delay_seconds = 3
 reserved_disk_bytes = 0
 [glance]
 connect_timeout_seconds = 2
-read_timeout_seconds = 8
+read_timeout_seconds = 20
 num_retries = 0
 [oslo_messaging_rabbit]
 heartbeat_timeout_threshold = 6
