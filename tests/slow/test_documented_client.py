@@ -168,13 +168,18 @@ EXPECTED = {
 
 def _hold_a_download(started: Any, link: site_link.Gateway, images: dict[str, str]) -> None:
     """Delay the next request for the image."""
+    _wait_for_requests(started, images)  # one that is held does not end
     for host in started.service.hosts:
         host.base_path(images['debian-12']).unlink(missing_ok=True)
     link.hold()
 
 
 def _let_the_cancelled_end(started: Any, link: site_link.Gateway, images: dict[str, str]) -> None:
+    _wait_for_requests(started, images)
+    link.release()
+
+
+def _wait_for_requests(started: Any, images: dict[str, str]) -> None:
     found = started.service.get(f'/requests?image={images["debian-12"]}')['requests']
     for request in found:
         started.service.wait(request['id'])
-    link.release()
