@@ -205,7 +205,8 @@ class Transfers:
         """
         why = why or exception.ShuttingDown('the compute is shutting down')
         with self._lock:
-            self.refusal = why
+            if not isinstance(self.refusal, exception.ShuttingDown):
+                self.refusal = why
             running = list(self._running.values())
             self._running.clear()  # a job that leaves now must not change their outcome
         for transfer in running:

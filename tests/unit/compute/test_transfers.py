@@ -325,6 +325,15 @@ def test_stopping_compute_begins_nothing(running: transfers.Transfers) -> None:
     assert work.times == 0
 
 
+def test_name_lost_during_shutdown_does_not_end_it(running: transfers.Transfers) -> None:
+    running.stop()
+    running.stop(exception.NameLost('h1 has another agent'))
+
+    running.resume()
+
+    assert running.run('j1', 1, 'i1', _done(CACHED)).reason == 'the compute is shutting down'
+
+
 def test_last_leaving_job_stops_transfer(running: transfers.Transfers, call: Call) -> None:
     made = call('j1', 3, Held())
 
