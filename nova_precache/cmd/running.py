@@ -59,9 +59,9 @@ def run(
     :param conf: reloaded at each SIGHUP
     :param ready: called when every part has started
     """
-    LOG.info('Concurrency backend: %s', backend.current())
     stopping = threading.Event()
     on_stop_signals(stopping.set)
+    LOG.info('Concurrency backend: %s', backend.current())
     if conf is not None:
         reload_on_sighup(conf)
     started: list[Running] = []
