@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import itertools
 import threading
@@ -21,6 +22,9 @@ from tests.unit.conftest import BROKEN, LONG_AGO
 from tools.waiting import TIMEOUT_SECONDS
 
 SLOTS = 4
+# No failed host is called again while a test runs.
+PATIENT = dataclasses.replace(POLICY, delay_seconds=3600, max_delay_seconds=3600)
+FAR_AHEAD = datetime.datetime(2100, 1, 1)  # noqa: DTZ001 - as the database keeps it
 RULES = keeping.PinRules(interval_seconds=60, slots=SLOTS, minimum_age_seconds=24 * 3600)
 
 
@@ -77,7 +81,7 @@ class Fleet:
         """Make another cell, which is heard as the world's cell is."""
         world = self.parts.world
         made = world.inventory.create_cell('cell2', 'fake:///cell2')
-        world.hears(world.cell.uuid, made.uuid)
+        self._hear(world.cell, made)
         return made
 
     def silence(self, cell: model.Cell) -> None:
@@ -87,8 +91,15 @@ class Fleet:
         self.away.add(cell.uuid)
 
     def hear_again(self, cell: model.Cell) -> None:
-        self.parts.world.hears(cell.uuid)
+        self._hear(cell)
         self.away.discard(cell.uuid)
+
+    def _hear(self, *cells: model.Cell) -> None:
+        """Hear cells until they are silenced, however long the test takes."""
+        uuids = [cell.uuid for cell in cells]
+        self.parts.world.hears(*uuids)
+        is_one = models.Hearing.cell_uuid.in_(uuids)
+        self.parts.world.change(models.Hearing, is_one, until=FAR_AHEAD)
 
     def plan(self) -> None:
         """Plan every request, and note how many hosts are outstanding."""
@@ -144,7 +155,7 @@ def fleet(parts: Parts) -> Fleet:
         parts.world.requests,
         parts.steering,
         announce=lambda: None,
-        policy=POLICY,
+        policy=PATIENT,
         ended_of_pin=made.ended.add,
     )
     return made
