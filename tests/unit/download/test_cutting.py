@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from nova_precache import exception, transfer_control as controls
-from nova_precache.download import pipeline, rate_limit
+from nova_precache.download import engine, pipeline, rate_limit
 from nova_precache.image import glance, service
 from tests.service import wait_until
 from tests.unit.download.conftest import DATA, Attempt, Link, MakeTarget, Running, image_of
@@ -154,7 +154,10 @@ def test_cancel_ends_connecting(dead_end: str, attempt: Attempt, link: Link) -> 
     assert running.failure() is CANCELLED
 
 
-def test_cancel_in_buffer_wait_follows_write(link: Link, attempt: Attempt) -> None:
+def test_cancel_in_buffer_wait_follows_write(
+    link: Link, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, 'FILL_SECONDS', TIMEOUT_SECONDS)
     link.data = DATA * 8  # more than the sockets hold
     attempt.target.stop_at = 0
     running = Running(lambda: attempt.run(link.images(), link.image, buffer_bytes=64 * 1024))
@@ -216,7 +219,9 @@ def test_full_disk_while_keeping_keeps_nothing(link: Link, attempt: Attempt) -> 
 def test_server_silence_is_an_interruption(link: Link, attempt: Attempt) -> None:
     link.silent_at = 0
     settings = glance.GlanceSettings(read_timeout_seconds=0.5)
-    images = glance.GlanceImageService.with_token(settings, endpoint=link.url, token=None)
+    impatient = glance.GlanceImageService.with_token(settings, endpoint=link.url, token=None)
+    images = Overheard(impatient)
+    images.show = link.images().show  # which is answered
     with pytest.raises(exception.DownloadInterrupted, match='timed out'):
         attempt.run(images, link.image, opens=2)
     assert attempt.target.log == [('keep', 0)]

@@ -19,6 +19,7 @@ from hypothesis import strategies
 from nova_precache import exception, model, priority, transfer_control as controls
 from nova_precache.download import engine, pipeline, retry, verifier
 from nova_precache.image import fake
+from tests.clock import Clock
 from tests.service import wait_until
 from tests.unit.download.conftest import (
     Attempt,
@@ -337,7 +338,7 @@ def test_failing_target_hides_no_error(
 def test_unsafe_image_ends_at_once(attempt: Attempt, images: fake.FakeImageService) -> None:
     attempt.watcher.refuse_at = 100_000
     with pytest.raises(exception.UnsafeImage):
-        attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024)
+        attempt.run(images, images.add(DATA), buffer_bytes=64 * 1024, clock=Clock())
     assert images.served_bytes == 128 * 1024
     assert attempt.target.log == []
 
@@ -358,14 +359,14 @@ def test_failing_listener_ends_download(attempt: Attempt, images: fake.FakeImage
 def test_pieces_fill_buffers_despite_short_reads(
     attempt: Attempt, images: fake.FakeImageService
 ) -> None:
-    attempt.run(images, images.add(DATA), buffer_bytes=200 * 1024)
+    attempt.run(images, images.add(DATA), buffer_bytes=200 * 1024, clock=Clock())
     assert attempt.watcher.pieces == [200 * 1024, 200 * 1024, len(DATA) - 400 * 1024]
     assert [length for _, length in attempt.target.written] == attempt.watcher.pieces
 
 
 def test_pieces_realign_to_pages_after_cut(attempt: Attempt, images: fake.FakeImageService) -> None:
     images.faults.cuts = [1000]
-    attempt.run(images, images.add(DATA), buffer_bytes=200 * 1024)
+    attempt.run(images, images.add(DATA), buffer_bytes=200 * 1024, clock=Clock())
     assert [start for start, _ in attempt.target.written] == [0, 1000, 200 * 1024, 400 * 1024]
 
 
@@ -380,7 +381,7 @@ def test_slow_link_flushes_buffer_early(attempt: Attempt, images: fake.FakeImage
 
 def test_rate_limit_applies_to_each_share(attempt: Attempt, images: fake.FakeImageService) -> None:
     pace = SmallSteps(50_000)
-    attempt.run(images, images.add(DATA), pace=pace)
+    attempt.run(images, images.add(DATA), pace=pace, clock=Clock())
     assert sum(pace.taken) == len(DATA)
     assert set(pace.taken[:10]) == {50_000}
     assert attempt.watcher.pieces == [len(DATA)]

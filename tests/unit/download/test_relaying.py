@@ -17,6 +17,7 @@ MIB = KIB * KIB
 
 
 def run(attempt: Attempt, origin: Any, **options: Any) -> None:
+    options.setdefault('clock', Clock())  # on which no time passes while a piece is filled
     downloader = engine.Downloader(resume=retry.ResumePolicy(max_opens=1), **options)
     done = downloader.download(
         origin, attempt.target, attempt.watcher, attempt.control, attempt.progress.append

@@ -294,13 +294,25 @@ def test_silent_source_is_cut(
     assert attempt.target.log == [('keep', 100 * KIB)]
 
 
-def test_real_silent_server_is_cut(link: Link, new_attempt: NewAttempt) -> None:
-    """Long before the read timeout, which is a minute here."""
+def test_real_silent_server_is_cut(
+    link: Link, new_attempt: NewAttempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before the read timeout, which is minutes here."""
     link.silent_at = 1000
     attempt = new_attempt()
+    has_received, count = threading.Event(), stall.StallWatch.received
+
+    def note(watch: stall.StallWatch, count_bytes: int) -> None:
+        count(watch, count_bytes)
+        has_received.set()
+
+    monkeypatch.setattr(stall.StallWatch, 'received', note)
+    rule = stall.StallRule(32 * KIB, seconds=0.2)
     with pytest.raises(exception.SlowDownload) as caught:
         attempt.run(
-            link.images(), link.image, stall_rule=lambda: stall.StallRule(32 * KIB, seconds=0.2)
+            link.images(),
+            link.image,
+            stall_rule=lambda: rule if has_received.is_set() else stall.OFF,
         )
     assert caught.value.gained_bytes == 1000
     link.wait_closed()
