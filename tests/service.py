@@ -95,6 +95,11 @@ class Service:
     def tasks(self, request_id: str) -> list[dict[str, Any]]:
         return list(self.get(f'/requests/{request_id}/tasks')['tasks'])
 
+    def age_seconds(self, image_id: str) -> float:
+        """Return the age of an image's oldest file, by the hosts' last reports; 0 without one."""
+        told = self.get(f'/images/{image_id}/hosts')['hosts']
+        return max((float(each['age_seconds']) for each in told), default=0)
+
     def wait(self, request_id: str, timeout_seconds: float = TIMEOUT_SECONDS) -> dict[str, Any]:
         """Wait until a request has ended, and give it."""
 

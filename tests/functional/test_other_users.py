@@ -23,6 +23,7 @@ from tools.waiting import TIMEOUT_SECONDS
 
 MIB = 1024**2
 OLD = 1_000_000_000
+DAY_SECONDS = 24 * 3600
 _CONF = """
 [DEFAULT]
 report_interval = 0.2
@@ -95,6 +96,7 @@ def test_pin_waits_for_untouchable_foreign_file(
         why = f'owned by nobody, and this process lacks CAP_FOWNER ({base})'
         assert (task['status'], task['attempts']) == ('error', 1)
         assert task['reason'] == f'present, but cannot be kept: {why}'
+        wait_until(lambda: service.age_seconds(image_id) > DAY_SECONDS, 'its age is reported')
         pin = _pin(service, aggregate, image_id)
         wait_until(lambda: 'cannot be kept: 1' in _reason(service, pin), 'the pin says so')
         _wait_rounds(service, pin, 5)

@@ -82,14 +82,6 @@ def _pin(service: Service, image_id: str, *hosts: Host) -> Pinned:
     return Pinned(service, answer.json()['pin']['id'], aggregate_id, image_id)
 
 
-def _age_seconds(service: Service, image_id: str) -> float:
-    """The age of a file, by the last report of the only host that has it."""
-    return max(
-        (each['age_seconds'] for each in service.get(f'/images/{image_id}/hosts')['hosts']),
-        default=0,
-    )
-
-
 def _ask_for_later(service: Service, image_id: str) -> str:
     """Make a request that waits for years, in the project of the pins."""
     body = {
@@ -236,7 +228,7 @@ def test_file_touched_before_expiry(running: Running, image_id: str) -> None:
     service.wait(service.cache(aggregate_id, image_id))
     then = time.time() - 13 * HOUR_SECONDS
     os.utime(host.base_path(image_id), (then, then))
-    wait_until(lambda: _age_seconds(service, image_id) > 12 * HOUR_SECONDS, 'the host tells so')
+    wait_until(lambda: service.age_seconds(image_id) > 12 * HOUR_SECONDS, 'the host tells so')
 
     pin = _pin(service, image_id, host)
     wait_until(

@@ -254,7 +254,7 @@ def test_conductors_upgraded_and_rolled_back_meanwhile(
     monkeypatch.setattr(wiring_conductor.manager, 'CellEndpoint', ConductorInTurns)
     monkeypatch.setattr(wiring_conductor.report_endpoint, 'ReportEndpoint', ReportsInTurns)
     monkeypatch.setattr(reports, 'LOOK_SECONDS', 0.1)
-    monkeypatch.setattr(conductor_rpcapi, 'REPORT_SECONDS', 0.3)
+    monkeypatch.setattr(conductor_rpcapi, 'REPORT_SECONDS', 2)
     caplog.set_level(logging.INFO, 'nova_precache')
     ConductorInTurns.serves.clear()
     started = start(image_cache={'precache_concurrency': 4})
