@@ -95,6 +95,8 @@ def running(server: Server) -> Iterator[Server]:
     """Run a server; skip the test, or fail it in CI, if the server is not installed."""
     require_server('setpriv', shutil.which('setpriv') is not None, 'apt-get install util-linux')
     with contextlib.ExitStack() as stack:
+        if not server.port:  # kept also while a test has killed the server
+            server.port = stack.enter_context(own_port.reserve()).getsockname()[1]
         try:
             stack.enter_context(server)
         except (environment.EnvironmentFailed, own_port.ProgramMissing) as exc:
