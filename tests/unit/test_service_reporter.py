@@ -176,7 +176,7 @@ def test_forked_worker_reports_for_itself(tmp_path: pathlib.Path) -> None:
 
     store = FileStore()
     forking = service_reporter.ServiceReporter(
-        store, model.Binary.API, 'ctl1', '1.0', 0.01, first_seconds=0.2
+        store, model.Binary.API, 'ctl1', '1.0', 0.01, first_seconds=2
     )
     forking.start_in_workers()
 

@@ -354,7 +354,7 @@ def test_mutual_companions_do_not_deadlock(cache: Cache, images: fake.FakeImageS
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         filling = [threads.submit(fill, cache, images, each) for each in (first, second)]
         for each in filling:
-            each.result(60)
+            each.result(TIMEOUT_SECONDS)
     assert base_names(cache) == {layout.base_name(each.id) for each in (first, second)}
 
 
@@ -364,7 +364,7 @@ def test_shared_kernel_fetched_once(
     other = images.add(DATA, kernel_id=bootable.kernel.id)
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         filling = [threads.submit(fill, cache, images, each) for each in (bootable.image, other)]
-        moved = sum(each.result(60).bytes_done for each in filling)
+        moved = sum(each.result(TIMEOUT_SECONDS).bytes_done for each in filling)
     assert [each for each, _ in images.opens].count(bootable.kernel.id) == 1
     assert moved == 2 * len(DATA) + len(KERNEL) + len(RAMDISK)
 
@@ -385,7 +385,7 @@ def test_kernel_fetched_by_nova_awaited(
         assert shown.wait(TIMEOUT_SECONDS)
         cache.base_file(bootable.kernel.id).write_bytes(KERNEL)
         nova.communicate()
-        filling.result(60)
+        filling.result(TIMEOUT_SECONDS)
     assert bootable.kernel.id not in [each for each, _ in images.opens]
 
 
@@ -545,8 +545,8 @@ def test_boot_waiting_for_kernel_raises_priority(
         booting = threads.submit(boot)
         wait_until(lambda: reins.is_urgent, 'the download is hastened')
         gate.release()
-        booting.result(60)
-        assert not filling.result(60).existing
+        booting.result(TIMEOUT_SECONDS)
+        assert not filling.result(TIMEOUT_SECONDS).existing
 
 
 def test_boot_finds_companions_by_note(

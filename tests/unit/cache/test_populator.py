@@ -614,7 +614,7 @@ def stopped_at(
         filling = thread.submit(cache.filler.fill, images, image_id, ignore, reins)
         gate.wait_reached()
         reins.stop(error)
-        ended = filling.exception(30)
+        ended = filling.exception(TIMEOUT_SECONDS)
     images.faults.gate = None
     assert isinstance(ended, exception.CacheError)
     return ended
@@ -767,7 +767,7 @@ def test_cancel_ends_lock_wait_at_once(cache: Cache, images: fake.FakeImageServi
     ):
         filling = thread.submit(cache.filler.fill, images, image.id, ignore, reins)
         reins.stop(exception.Cancelled('not wanted'))
-        assert isinstance(filling.exception(30), exception.Cancelled)
+        assert isinstance(filling.exception(TIMEOUT_SECONDS), exception.Cancelled)
     assert_unlocked(cache, image.id)
     assert images.opens == []
 
@@ -787,7 +787,7 @@ def test_cancel_ends_slot_wait_at_once(cache: Cache, images: fake.FakeImageServi
         filling = thread.submit(cache.filler.fill, images, image.id, ignore, reins)
         wait_until(lambda: is_locked(cache, image.id), 'the lock is held')
         reins.stop(exception.Cancelled('not wanted'))
-        assert isinstance(filling.exception(30), exception.Cancelled)
+        assert isinstance(filling.exception(TIMEOUT_SECONDS), exception.Cancelled)
     assert_unlocked(cache, image.id)
 
 
@@ -807,7 +807,7 @@ def test_boot_skips_slots_and_boosts_waiter(cache: Cache, images: fake.FakeImage
         wait_until(lambda: is_locked(cache, other.id), 'the lock is held')
         joining = transfer_control.Control(is_boot=True)
         assert cache.filler.fill(images, other.id, ignore, joining).existing
-        assert not precaching.result(30).existing
+        assert not precaching.result(TIMEOUT_SECONDS).existing
 
 
 class HangingImageService(fake.FakeImageService):
@@ -832,7 +832,7 @@ def test_cancel_ends_lookup_at_once(cache: Cache) -> None:
         filling = thread.submit(cache.filler.fill, images, image.id, ignore, reins)
         assert images.asked.wait(TIMEOUT_SECONDS)
         reins.stop(exception.Cancelled('not wanted'))
-        assert isinstance(filling.exception(30), exception.Cancelled)
+        assert isinstance(filling.exception(TIMEOUT_SECONDS), exception.Cancelled)
     images.answers.set()
     assert_unlocked(cache, image.id)
     assert cache.names() == []
@@ -986,7 +986,7 @@ def test_parallel_downloads_share_space(
         with pytest.raises(exception.NotEnoughSpace):
             cache.filler.fill(others, other.id, ignore)
         gate.release()
-        filling.result(30)
+        filling.result(TIMEOUT_SECONDS)
     assert not cache.filler.fill(others, other.id, ignore).existing
 
 

@@ -257,7 +257,7 @@ def test_unreachable_broker_is_warning(
 def test_many_silent_brokers_are_asked_at_once(
     run: Run, site: session.Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reachability, 'ASK_SECONDS', 0.5)
+    monkeypatch.setattr(reachability, 'ASK_SECONDS', 2)
     with socket.create_server(('127.0.0.1', 0), backlog=500) as silent:  # it answers nothing
         for number in range(100):
             url = f'rabbit://u:p@127.0.0.1:{silent.getsockname()[1]}/cell{number}'
@@ -266,7 +266,7 @@ def test_many_silent_brokers_are_asked_at_once(
 
     result, details = found['Cells']
     assert result == 'Warning'
-    assert 'no answer from the broker in 0.5 s' in str(details)
+    assert 'no answer from the broker in 2 s' in str(details)
     assert str(details).endswith('and 95 more.')
 
 

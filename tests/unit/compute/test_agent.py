@@ -430,7 +430,7 @@ def test_compute_stops_with_silent_broker(
     answers.set()
 
     assert has_stopped
-    assert not server.serves
+    wait_until(lambda: not server.serves, 'the server has stopped, too')
 
 
 def test_unstarted_compute_can_stop(compute: agent.ComputeAgent, server: FakeServer) -> None:

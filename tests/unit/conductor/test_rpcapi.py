@@ -13,7 +13,7 @@ import pytest
 from nova_precache import conf as options, context, exception, model, rpc
 from nova_precache.compute import reporter, transfers
 from nova_precache.conductor import rpcapi
-from tools.waiting import TIMEOUT_SECONDS
+from tools.waiting import TIMEOUT_SECONDS, wait_until
 
 CTXT = context.admin_context()
 
@@ -82,6 +82,7 @@ def test_silent_broker_gets_one_unawaited_cast(
         with pytest.raises(exception.CellUnreachable, match='no answer from the broker'):
             api.work_available(CTXT)
 
+    wait_until(lambda: broker.casts, 'it is cast')
     assert broker.casts == 1
     broker.answers.set()
     assert broker.done.acquire(timeout=TIMEOUT_SECONDS)

@@ -52,7 +52,7 @@ def test_unresponsive_glance_is_killed(
     stub: StubEnvironment, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub.put('gunicorn', 'trap "" QUIT TERM; echo $$ > "$OS_GLANCE_CONFIG_DIR/pid"; exec sleep 60')
-    monkeypatch.setattr(process, 'START_SECONDS', 0.5)
+    monkeypatch.setattr(process, 'START_SECONDS', 3)  # until it has written its pid
     monkeypatch.setattr(process, 'STOP_SECONDS', 0.1)
 
     with pytest.raises(process.ServerFailed, match='did not start'):
