@@ -22,6 +22,7 @@ GREEN = {'DEFAULT': {'concurrency_backend': backend.Backend.EVENTLET}}
 
 @pytest.fixture(scope='module', autouse=True)
 def _under_eventlet(whole_deployment: Deployment) -> Iterator[None]:
+    whole_deployment.mend()
     with whole_deployment.configured(CONTROL_PLANE, GREEN):
         yield
 

@@ -115,6 +115,7 @@ def notified(
     whole_deployment: Deployment, rabbitmq: RabbitMQ, free_port: Callable[[], int]
 ) -> Iterator[Announcing]:
     """A consumer of the conductors' announcements, which are enabled meanwhile."""
+    whole_deployment.mend()
     url = rabbitmq.make_vhost()
     port = rabbitmq.port
     with Link(free_port(), port) as link, Consumer(url) as consumer:
