@@ -76,5 +76,6 @@ class Command:
             self.process.kill()
             self.process.wait()
         for each in psutil.process_iter():
-            if self._is_ours(each):
-                each.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now
+                if self._is_ours(each):
+                    each.kill()

@@ -73,7 +73,7 @@ def test_deployment_caches_image_and_leaves_nothing(
     command.process.send_signal(signal.SIGINT)
 
     assert command.process.wait(TIMEOUT_SECONDS) == 0, command.said()
-    assert command.alive() == []
+    wait_until(lambda: not command.alive(), 'nothing is left')
     assert 'Glance served the image 2 times, to 2 hosts.' in command.said()
     assert re.search(r'counts +\| (cached|existing): 2', command.said())
 
