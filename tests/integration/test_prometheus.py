@@ -144,22 +144,24 @@ def test_every_query_returns_data(
         assert {rule['name']: rule['health'] for rule in server.rules()} == dict.fromkeys(
             ALERTS, 'ok'
         )
-        silent = [name for name, expression in ALERTS.items() if not server.query(expression)]
         # A conductor that a busy machine delays loses its short leases.
         may_fire = {'PrecacheReserveReached', 'PrecacheTasksFail', 'PrecacheTakeovers'}
-        assert set(ALERTS) - set(silent) <= may_fire
+        # The last scrape may have seen jobs that waited for a moment.
+        wait_until(lambda: _firing(server) <= may_fire, f'only some of {may_fire} fire')
 
 
-def _without_data(
-    server: prometheus.Prometheus, queries: dict[str, str], seconds: float = 60
-) -> list[str]:
+def _firing(server: prometheus.Prometheus) -> set[str]:
+    return {name for name, expression in ALERTS.items() if server.query(expression)}
+
+
+def _without_data(server: prometheus.Prometheus, queries: dict[str, str]) -> list[str]:
     """Wait until each query returns data; return those that do not."""
 
     def missing() -> list[str]:
         return [name for name, expression in queries.items() if not server.query(expression)]
 
     with contextlib.suppress(waiting.TimedOut):
-        wait_until(lambda: not missing(), 'each query returns data', seconds)
+        wait_until(lambda: not missing(), 'each query returns data')
     return missing()
 
 
