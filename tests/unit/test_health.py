@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from nova_precache import health, metrics
-from tools.waiting import TIMEOUT_SECONDS
+from tools.waiting import TIMEOUT_SECONDS, wait_until
 
 ADDRESS = '127.0.0.1'
 
@@ -113,6 +113,7 @@ def test_hanging_check_blocks_nothing(
     checks.add('compute h1', hang)
     answers = [requests.get(f'{url}/health', timeout=TIMEOUT_SECONDS) for _ in range(5)]
     live = requests.get(f'{url}/health/live', timeout=TIMEOUT_SECONDS)
+    wait_until(lambda: begun, 'the check has begun')
     ended.set()
 
     assert {answer.status_code for answer in answers} == {503}

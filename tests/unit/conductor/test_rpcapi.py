@@ -81,6 +81,7 @@ def test_silent_broker_gets_one_unawaited_cast(
     for _ in range(3):
         with pytest.raises(exception.CellUnreachable, match='no answer from the broker'):
             api.work_available(CTXT)
+        wait_until(lambda: broker.casts, 'the cast has begun')
 
     wait_until(lambda: broker.casts, 'it is cast')
     assert broker.casts == 1
