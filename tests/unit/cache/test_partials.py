@@ -522,7 +522,7 @@ def test_no_file_stays_open(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> No
         pass
     refusal.is_on = False
     cache.partials.clear(IMAGE.id)
-    assert opened() == before
+    assert opened() <= before
 
 
 # A server that has imported everything forks quickly, and has no threads.

@@ -353,7 +353,7 @@ def test_no_descriptor_stays_open(cache: Cache) -> None:
             partial.restart()
         with partial.open_reader():
             partial.finish(0)
-    assert len(os.listdir('/proc/self/fd')) == before
+    assert len(os.listdir('/proc/self/fd')) <= before
 
 
 WINDOW_BYTES = 128 * KIB
