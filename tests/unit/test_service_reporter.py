@@ -176,9 +176,12 @@ def test_forked_worker_reports_for_itself(tmp_path: pathlib.Path) -> None:
 
     store = FileStore()
     forking = service_reporter.ServiceReporter(
-        store, model.Binary.API, 'ctl1', '1.0', 0.01, first_seconds=2
+        store, model.Binary.API, 'ctl1', '1.0', 0.01, first_seconds=TIMEOUT_SECONDS
     )
     forking.start_in_workers()
+    assert forking._running is not None
+    reports = forking._running.thread
+    forking._first_seconds = 0  # of the child
 
     child = os.fork()
     if not child:
@@ -187,6 +190,8 @@ def test_forked_worker_reports_for_itself(tmp_path: pathlib.Path) -> None:
         os._exit(0)
 
     assert os.waitpid(child, 0)[1] == 0
+    reports.join(TIMEOUT_SECONDS / 2)
+    assert not reports.is_alive(), 'the process that has forked reports no longer'
     assert {line.split()[0] for line in path.read_text().splitlines()} == {str(child)}
     forking.stop()
     child = os.fork()
