@@ -6,6 +6,8 @@ import socket
 import ssl
 from collections.abc import Iterator, Sequence
 
+from tools.waiting import TIMEOUT_SECONDS
+
 _HOST = b'Host: x\r\n'
 _GOOD = b'GET /healthcheck HTTP/1.1\r\n' + _HOST + b'\r\n'
 _POST = b'POST /v1/requests HTTP/1.1\r\n' + _HOST
@@ -79,6 +81,6 @@ def _connect(port: int) -> socket.socket:
     connection = socket.socket()
     # Little of an answer is on its way before the client reads.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.settimeout(20)
+    connection.settimeout(TIMEOUT_SECONDS)
     connection.connect(('127.0.0.1', port))
     return connection

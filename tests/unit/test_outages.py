@@ -179,10 +179,9 @@ def test_database_outage_logs_one_line(
     with database.reader():
         pass
 
-    assert [message.partition(' (')[0] for message in caplog.messages] == [
-        'Database of [x] connection is unavailable: refused',
-        'Database of [x] connection is available again, after 0 s',
-    ]
+    lost, back = caplog.messages
+    assert lost.startswith('Database of [x] connection is unavailable: refused')
+    assert back.startswith('Database of [x] connection is available again, after ')
 
 
 def test_error_within_transaction_is_no_outage(

@@ -104,8 +104,10 @@ def test_thread_of_other_class_restored() -> None:
 
 def test_only_own_thread_becomes_idle() -> None:
     with priority.idle_io(transfer_control.Control()):
-        others = psutil.Process().threads()
-        classes = [_io_class(thread.id) for thread in others]
+        classes = []
+        for thread in psutil.Process().threads():
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that an earlier test left
+                classes.append(_io_class(thread.id))
         assert classes.count(IDLE) == 1
 
 
@@ -351,7 +353,11 @@ def test_awaited_program_lifted_entirely(lifted_niceness: int) -> None:
         assert _threads(pid) == {(IDLE, 19)}
 
 
-def test_initially_urgent_program_lifted(lifted_niceness: int) -> None:
+def test_initially_urgent_program_lifted(
+    lifted_niceness: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a busy machine, a launcher that is nice waits long for a CPU.
+    monkeypatch.setattr(priority, '_LAUNCH_SECONDS', TIMEOUT_SECONDS)
     reins = transfer_control.Control()
     with reins.waited_for():
         for _ in range(10):

@@ -567,7 +567,9 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     answers.set()
 
 
-def test_call_fails_without_reply_queue(conf: Any, hanging: threading.Event) -> None:
+def test_call_fails_without_reply_queue(
+    conf: Any, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     transport = rpc.connect(conf, 'rabbit://127.0.0.1:1/')
     client = rpc.Client(transport, TOPIC, retries=0)
 
@@ -575,6 +577,7 @@ def test_call_fails_without_reply_queue(conf: Any, hanging: threading.Event) -> 
         with pytest.raises(exception.CellUnreachable, match=r'no answer from the broker in 0\.1 s'):
             client.call(CTXT, 'name', '1.0', timeout_seconds=3600)
     hanging.set()
+    monkeypatch.setattr(rpc.transport, 'SEND_SECONDS', TIMEOUT_SECONDS)
 
     assert client.call(CTXT, 'name', '1.0', timeout_seconds=TIMEOUT_SECONDS) == 'answered'
 
@@ -665,11 +668,12 @@ def test_failed_server_start_retried(
     assert _call(rpc.Client(connect('a'), TOPIC), 'name') == 'a'
     server.stop()
     name = transport.outage.name
-    assert [message for message in caplog.messages if message.startswith(name)] == [
+    *away, again = [message for message in caplog.messages if message.startswith(name)]
+    assert away == [
         f'{name} is unavailable: [Errno 104] Connection reset by peer',
         f'{name} is unavailable: no vhost',
-        f'{name} is available again, after 0 s',
     ]
+    assert again.startswith(f'{name} is available again, after ')
     assert 'Traceback' not in caplog.text
 
 

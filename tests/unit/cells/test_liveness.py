@@ -131,7 +131,7 @@ def test_hanging_database_delays_no_other_cell(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def wait_for_the_first(asked: Iterable[futures.Future[Any]], seconds: float) -> None:
-        futures.wait(list(asked)[:1], 20)
+        futures.wait(list(asked)[:1], TIMEOUT_SECONDS)
 
     alive = liveness.NovaLiveness(world.inventory, DOWN_SECONDS, clock, wait_for_the_first)
     open_cell(world, 'one', first.url, 'h1')
@@ -172,7 +172,7 @@ def test_short_wait_does_not_blame_cell(
         waited.append(seconds)
         pending.extend(asked)
         if seconds > liveness.BRIEF_SECONDS:
-            futures.wait(pending, 20)
+            futures.wait(pending, TIMEOUT_SECONDS)
 
     alive = liveness.NovaLiveness(world.inventory, DOWN_SECONDS, clock, wait)
     cell = open_cell(world, 'one', first.url, 'h1')
@@ -191,7 +191,7 @@ def test_short_wait_does_not_blame_cell(
         released.set()
 
     assert alive.why_down('h1', cell.uuid) == 'host down: it is forced down'
-    futures.wait(pending, 20)
+    futures.wait(pending, TIMEOUT_SECONDS)
     alive.close()
     assert waited == [liveness.BRIEF_SECONDS, liveness.ANSWER_SECONDS]
 

@@ -151,7 +151,7 @@ def test_silent_cell_hosts_become_unknown(
 
     def wait_for_the_first(asked: Iterable[futures.Future[Any]], seconds: float) -> None:
         waited.append(seconds)
-        futures.wait(list(asked)[:1], 20)
+        futures.wait(list(asked)[:1], TIMEOUT_SECONDS)
 
     def silent(engine: sa.Engine, hosts: Collection[str]) -> Mapping[str, services.Service]:
         if 'nowhere' in str(engine.url):

@@ -131,7 +131,7 @@ def test_command_closes_non_database_file(conf: pathlib.Path) -> None:
 def test_stopping_service_closes_its_resources(conf: pathlib.Path, run: str) -> None:
     log = conf.parent / 'log'
     process = _start(conf, run, '--log-file', str(log))
-    wait_until(lambda: log.exists() and _is_up(log.read_text(), run), f'{run} runs', 60)
+    wait_until(lambda: log.exists() and _is_up(log.read_text(), run), f'{run} runs')
 
     process.send_signal(signal.SIGTERM)
 

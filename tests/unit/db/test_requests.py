@@ -18,7 +18,6 @@ from nova_precache.db.request import completion, plan as request_plan, queries
 from tests.unit.conftest import BROKEN, CACHED, LIMITS, LONG_AGO, PLANNER, World
 from tools.waiting import TIMEOUT_SECONDS
 
-WRITE_SECONDS = 5.0
 EAST = datetime.timezone(datetime.timedelta(hours=2))
 FOREVER = datetime.datetime(9999, 1, 1)  # noqa: DTZ001 - as the database keeps it
 
@@ -776,7 +775,7 @@ def test_summing_up_blocks_no_writer(world: World, monkeypatch: pytest.MonkeyPat
     def sum_up(*given: Any) -> str:
         writer = threading.Thread(target=world.living, args=('h9',), daemon=True)
         writer.start()
-        writer.join(WRITE_SECONDS)
+        writer.join(TIMEOUT_SECONDS)
         assert not writer.is_alive()
         return summary(*given)
 

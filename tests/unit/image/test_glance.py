@@ -29,7 +29,9 @@ from tools.waiting import TIMEOUT_SECONDS
 IMAGE_ID = 'b6a9a5cc-3b7e-4b8e-9d3e-0c5bb8f4d5a1'
 DATA = bytes(range(256)) * 16384
 CHUNKED = {'Transfer-Encoding': 'chunked'}
-SETTINGS = glance.GlanceSettings(connect_timeout_seconds=5, read_timeout_seconds=5, num_retries=0)
+SETTINGS = glance.GlanceSettings(
+    connect_timeout_seconds=TIMEOUT_SECONDS, read_timeout_seconds=TIMEOUT_SECONDS, num_retries=0
+)
 
 PATIENT = dataclasses.replace(SETTINGS, read_timeout_seconds=3 * TIMEOUT_SECONDS)
 

@@ -2,6 +2,7 @@
 """The server of the API serves many at once, and lets them finish when it stops."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
@@ -403,6 +404,8 @@ def test_silent_client_does_not_block_accept(
 ) -> None:
     certificate = server.Certificate(str(tmp_path / 'server.pem'))
     serving = server.HttpServer(application, '127.0.0.1', 0, 2, certificate)
+    patient = dataclasses.replace(serving._limits, request_seconds=2 * TIMEOUT_SECONDS)
+    serving._limits = patient
     serving.start()
     with socket.create_connection(('127.0.0.1', serving.port)):
         url = f'https://127.0.0.1:{serving.port}/quick'

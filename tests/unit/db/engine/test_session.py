@@ -60,7 +60,7 @@ def test_reader_does_not_wait_for_writer(
     def work(writer: orm.Session) -> None:
         _add_one(writer)
         with futures.ThreadPoolExecutor(1) as pool:
-            seen.append(pool.submit(_read, database).result(10))
+            seen.append(pool.submit(_read, database).result(TIMEOUT_SECONDS))
 
     database.write(work)
 
