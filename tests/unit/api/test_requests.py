@@ -138,7 +138,7 @@ def test_silent_compute_shown_without_rate(api: Any, make: Any) -> None:
     assert (request['rate_bytes'], request['eta_seconds']) == (0, None)
     assert (task['rate_bytes'], task['eta_seconds']) == (0, None)
     assert task['reason'].startswith('no sign of the compute for 2')
-    assert request['reason'] == f'host1: {task["reason"]}'
+    assert request['reason'].startswith('host1: no sign of the compute for 2')
 
 
 def test_planned_request_counts_its_tasks(api: Any, make: Any) -> None:
