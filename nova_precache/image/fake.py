@@ -17,7 +17,7 @@ from oslo_utils import uuidutils
 from nova_precache import exception, model
 
 CHUNK_BYTES = 64 * 1024
-GATE_TIMEOUT_SECONDS = 30
+GATE_TIMEOUT_SECONDS = 120
 
 
 class Gate:

@@ -17,7 +17,7 @@ from nova_precache.cells import liveness, novahosts
 from nova_precache.db import agents, caches
 from nova_precache.wiring import stock
 from tests.unit.api.conftest import Api
-from tests.unit.cells.conftest import CellDatabase
+from tests.unit.cells.conftest import CellDatabase, wait_patiently
 
 UNTOLD = (
     'The contents of the caches are unknown: with compute_backend = nova, hosts report no '
@@ -43,7 +43,7 @@ def hosts(
         cell = api.inventory.create_cell(name, f'fake:///{name}', url)
         for host in mapped:
             api.inventory.map_host(host, cell.uuid)
-    alive = liveness.NovaLiveness(api.inventory, 60, time.monotonic)
+    alive = liveness.NovaLiveness(api.inventory, 60, time.monotonic, wait_patiently)
     stores = {'agents': novahosts.NovaHosts(api.inventory, alive)}
     yield rebuild(**stores, snapshot=api.database.one_snapshot)
     alive.close()

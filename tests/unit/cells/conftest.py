@@ -3,7 +3,8 @@
 
 import datetime
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent import futures
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from nova_precache import model
 from nova_precache.cells import liveness
 from tests.clock import Clock
 from tests.unit.conftest import DOWN_SECONDS, World
+from tools.waiting import TIMEOUT_SECONDS
 
 # As Nova makes it, but without columns that no code here reads.
 _SERVICES = sa.Table(
@@ -65,9 +67,14 @@ def clock() -> Clock:
 
 @pytest.fixture
 def alive(world: World, clock: Clock) -> Iterator[liveness.NovaLiveness]:
-    made = liveness.NovaLiveness(world.inventory, DOWN_SECONDS, clock)
+    made = liveness.NovaLiveness(world.inventory, DOWN_SECONDS, clock, wait_patiently)
     yield made
     made.close()
+
+
+def wait_patiently(asked: Collection[futures.Future[Any]], seconds: float) -> None:
+    """Wait for the answers of cells for longer than a busy machine needs."""
+    futures.wait(asked, TIMEOUT_SECONDS)
 
 
 def open_cell(world: World, name: str, url: str, *hosts: str) -> model.Cell:
