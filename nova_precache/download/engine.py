@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import logging
 import mmap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -149,6 +150,9 @@ class _Download:
         self._pace = self.by.pace or _Unpaced()
         self._kept_before = self.target.kept_bytes
         self._share_bytes = 0
+        self._status = model.TaskStatus.VERIFYING
+        self._seen_bytes = self._reported_bytes = 0
+        self._reporting = threading.Lock()
         self._watch = stall.StallWatch(self.by.stall_rule, self.by.clock)
         self.control.aside = self._watch.aside
         self._hash = pipeline.Stage('hash', lambda piece: self.check.hash(piece.view()))
@@ -165,7 +169,7 @@ class _Download:
         """Hash all bytes and write them to the target."""
         try:
             self._line.start()  # Before sched_batch, which the threads would inherit.
-            with stall.guarded(self._stop_if_slow), priority.sched_batch(self.control):
+            with stall.guarded(self._look), priority.sched_batch(self.control):
                 self._replay_kept()
                 self._receive_rest(resume)
                 self._line.drain()
@@ -195,11 +199,12 @@ class _Download:
                     f'The partial file has {self.check.bytes_done} of {kept_bytes} recorded bytes'
                 )
             self.check.count(piece.length)
-            self._pass_on(piece, (self._hash,), model.TaskStatus.VERIFYING)
+            self._pass_on(piece, (self._hash,))
 
     def _receive_rest(self, resume: retry.ResumePolicy) -> None:
         """Receive the missing bytes; choose a source again each time that one breaks."""
         faults: collections.Counter[Source] = collections.Counter()
+        self._status = model.TaskStatus.DOWNLOADING
         # All bytes may have been kept, or the connection broke after the last one.
         while not self.check.is_complete:
             source = self._choose()
@@ -287,7 +292,7 @@ class _Download:
                 self._pace.take(self.control, self._share_bytes)
                 goes_on = self._receive_share(piece, room, connection, until)
         finally:
-            self._pass_on(piece, (self._hash, self._write), model.TaskStatus.DOWNLOADING)
+            self._pass_on(piece, (self._hash, self._write))
         self._pace.take(self.control, self._share_bytes)
         return goes_on
 
@@ -322,6 +327,23 @@ class _Download:
         self._share_bytes = piece.length - start
         return count > 0
 
+    def _look(self) -> None:
+        """Judge the source, and report what came before it fell silent; in a thread of its own.
+
+        The thread that receives waits then, perhaps in the middle of a buffer.
+        """
+        self._stop_if_slow()
+        bytes_done = self.check.bytes_done
+        if self._reported_bytes < bytes_done == self._seen_bytes:
+            self._report()
+        self._seen_bytes = bytes_done
+
+    def _report(self) -> None:
+        with self._reporting:
+            now = self.progress_now(self._status)
+            self._reported_bytes = now.bytes_done
+            self.progress(now)
+
     def _stop_if_slow(self) -> None:
         """Stop the download if its source sends too slowly, unless a boot waits for it."""
         if self.control.is_urgent:
@@ -344,19 +366,14 @@ class _Download:
         """Return the bytes that the transfer has received in addition to those kept before."""
         return self.control.gained_bytes + max(0, self.check.bytes_done - self._kept_before)
 
-    def _pass_on(
-        self,
-        piece: pipeline.Piece,
-        stages: tuple[pipeline.Stage, ...],
-        status: model.TaskStatus,
-    ) -> None:
+    def _pass_on(self, piece: pipeline.Piece, stages: tuple[pipeline.Stage, ...]) -> None:
         if not piece.length:
             self._line.give_back(piece)
             return
         piece.offset_bytes = self.check.bytes_done - piece.length
         self.watcher.feed(piece.view())
         self._line.put(piece, stages)
-        self.progress(self.progress_now(status))
+        self._report()
 
     @contextlib.contextmanager
     def _at_priority(self) -> Iterator[None]:
