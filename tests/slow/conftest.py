@@ -112,6 +112,10 @@ class Cloud(guests.BesideNovaWithGuests):
     def _control(self, more: str) -> str:
         return super()._control(more + _PINS)
 
+    def _write(self, name: str, login: str, vhost: str, rest: str) -> None:
+        # A download is held until a guest is spawning, which takes long on a busy machine.
+        super()._write(name, login, vhost, f'{rest}\n[glance]\nread_timeout_seconds = 600\n')
+
 
 def require_guests() -> None:
     """Skip the test, or fail it in CI, unless guests can be booted here."""
