@@ -15,7 +15,7 @@ from nova_precache.wsgi import server
 LOG = logging.getLogger(__name__)
 
 # Servers that load the application before they fork do so by then.
-FIRST_REPORT_SECONDS = 1.0
+FIRST_REPORT_SECONDS = 5.0
 
 
 def build(config_files: Sequence[str] | None) -> server.Application:
