@@ -13,7 +13,7 @@ from tests.service import wait_until
 from tools.waiting import wait_until_frozen
 
 MIB = 1024**2
-UNMAPPED_HOSTS = 600  # their plan must last until it is interrupted
+UNMAPPED_HOSTS = 400  # their plan must last until it is interrupted
 
 
 def _holder(deployment: Deployment) -> str:
