@@ -184,10 +184,23 @@ class _Hosts:
         self._limits = host_limits.load(session, over) if served or free else host_limits.NONE
         repeated = {each.host: each.repeated for each in served if each.repeated is not None}
         self._chosen = dict(call.choose(session, list(self._held), ended, repeated, self._limits))
+        self._over = [
+            each.host
+            for each in served
+            if each.host not in self._chosen
+            and each.repeated is None
+            and (each.host in self._held or not each.goes_on)
+            and self._may_hold_stream(each.host)
+        ]
+        # Without those that are over: else their cells would not get the slots that they leave.
+        self._loads = collections.Counter(self._budget.by_cell)
+        self._loads.subtract(
+            self._held[host].cell_uuid for host in self._over if host in self._held
+        )
         self._free: dict[str, share.Candidate] = {}
         self._first: dict[str, call.DueJob] = {}
         if wanted is not None and free:
-            self._choose_free(share.Search(free, wanted.avoid_cells, self._budget.by_cell))
+            self._choose_free(share.Search(free, wanted.avoid_cells, self._loads))
         self._gave_way = self._give_way(wanted is not None) if may_give_way else {}
         self.jobs = [*self._chosen.values(), *(self._first.values() if wanted else ())]
 
@@ -232,24 +245,15 @@ class _Hosts:
         slots = next((each.slots for each in self._served if each.slots is not None), None)
         if slots is None or not serving:
             return {}
-        over = [
-            each.host
-            for each in self._served
-            if each.host not in self._chosen
-            and each.repeated is None
-            and (each.host in self._held or not each.goes_on)
-            and self._may_hold_stream(each.host)
-        ]
-        loads = collections.Counter(self._budget.by_cell)
-        loads.subtract(self._held[host].cell_uuid for host in over if host in self._held)
-        free = slots.limit - self._budget.streams + len(over)
+        free = slots.limit - self._budget.streams + len(self._over)
         if not 0 <= free < job_claim.MOST_HOSTS:
             return {}
         if not is_claiming:
             count = min(free + len(serving), max(free, slots.most), job_claim.MOST_HOSTS)
-            least = share.least_that_counts(serving, loads)
-            self._choose_free(share.Search(count, slots.avoid_cells, loads, least))
+            least = share.least_that_counts(serving, self._loads)
+            self._choose_free(share.Search(count, slots.avoid_cells, self._loads, least))
         others = list(self._free.values())
+        loads = self._loads.copy()
         loads.update(each.cell_uuid for each in others[:free])
         gave_way = share.give_way(serving, others[free:], loads)
         for host in gave_way:

@@ -422,19 +422,42 @@ def test_claim_takes_slot_in_same_batch(fleet: SharedSlots) -> None:
     fleet.world.planned(['a1'], ['i1', 'i2'])
     fleet.claim()
     fleet.world.planned(['u1'], ['i1'], priority=5)
-    lease = fleet.world.jobs._lease
-    call = fleet.at_work['a1']
-    finish = jobs.Finish(call.job_id, call.epoch, CACHED)
-    batch = job_batch.Batch(
-        next_jobs=[NextJobRequest('c1', 'a1', finish, slots=fleet.slots())],
-        claims=[job_claim.ClaimRequest('c1', 1, 1, (), lease)],
-    )
 
-    done = fleet.world.database.write(lambda s: job_batch.execute_batch(s, batch))
+    done = _end_beside_claim(fleet, 'a1', fleet.slots())
 
     assert done.next_jobs['a1'].gave_way_to == 'u1'
     assert _hosts(done.claimed) == ['u1']
     assert fleet.world.claimed() == 1
+
+
+@pytest.mark.parametrize('slots', [None, job_claim.Slots(4, 4)])
+def test_slot_left_in_batch_of_claim_stays_in_cell(
+    fleet: SharedSlots, slots: job_claim.Slots | None
+) -> None:
+    """Else a stalling cell would get it, and exceed its share."""
+    fleet.limit = 4
+    fleet.world.planned(_named('a', 4), ['i1'])
+    fleet.world.planned(_named('b', 6), ['i1'], fleet.cell('b'))
+    assert fleet.claim() == ['a000', 'b000', 'a001', 'b001']
+
+    done = _end_beside_claim(fleet, 'b000', slots)
+
+    assert done.next_jobs['b000'].is_over
+    assert _hosts(done.claimed) == ['b002']
+
+
+def _end_beside_claim(
+    fleet: SharedSlots, host: str, slots: job_claim.Slots | None = None
+) -> job_batch.BatchResult:
+    """End the call of a host in the transaction that claims the next ones."""
+    call = fleet.at_work[host]
+    finish = jobs.Finish(call.job_id, call.epoch, CACHED)
+    lease = fleet.world.jobs._lease
+    batch = job_batch.Batch(
+        next_jobs=[NextJobRequest('c1', host, finish, slots=slots)],
+        claims=[job_claim.ClaimRequest('c1', fleet.limit, fleet.limit, (), lease)],
+    )
+    return fleet.world.database.write(lambda s: job_batch.execute_batch(s, batch))
 
 
 def test_claims_are_bounded(fleet: SharedSlots, monkeypatch: pytest.MonkeyPatch) -> None:
