@@ -68,6 +68,8 @@ def test_killed_database_costs_no_request(
         gateway.hold(at_byte=MIB)
         asked = [service.cache(aggregate_id, image_id) for _ in range(2)]
         gateway.wait_for(1)
+        # Later, a host could have the image already.
+        wait_until(lambda: all(len(service.tasks(each)) == 4 for each in asked), 'both are planned')
 
         server.kill()
         try:
