@@ -184,7 +184,7 @@ class _Hosts:
         self._limits = host_limits.load(session, over) if served or free else host_limits.NONE
         repeated = {each.host: each.repeated for each in served if each.repeated is not None}
         self._chosen = dict(call.choose(session, list(self._held), ended, repeated, self._limits))
-        self._over = [
+        self._leaving = [
             each.host
             for each in served
             if each.host not in self._chosen
@@ -192,10 +192,10 @@ class _Hosts:
             and (each.host in self._held or not each.goes_on)
             and self._may_hold_stream(each.host)
         ]
-        # Without those that are over: else their cells would not get the slots that they leave.
+        # Without the hosts that leave: else their cells would not get the slots that become free.
         self._loads = collections.Counter(self._budget.by_cell)
         self._loads.subtract(
-            self._held[host].cell_uuid for host in self._over if host in self._held
+            self._held[host].cell_uuid for host in self._leaving if host in self._held
         )
         self._free: dict[str, share.Candidate] = {}
         self._first: dict[str, call.DueJob] = {}
@@ -245,7 +245,7 @@ class _Hosts:
         slots = next((each.slots for each in self._served if each.slots is not None), None)
         if slots is None or not serving:
             return {}
-        free = slots.limit - self._budget.streams + len(self._over)
+        free = slots.limit - self._budget.streams + len(self._leaving)
         if not 0 <= free < job_claim.MOST_HOSTS:
             return {}
         if not is_claiming:

@@ -61,7 +61,7 @@ def test_unreachable_cell_delays_no_other(
     take_away(deployment.links['cell1'])
     gateway.release()
     other_id = service.cache(service.aggregate(f'other {image_id}', other), image_id)
-    # Either conductor may have to find out by a call that the broker is silent, perhaps twice.
+    # There is one slot: calls by which the conductors probe the silent cell come in between.
     while_away = service.wait(other_id, timeout_seconds=400)
     waiting = service.request(waiting_id)
     deployment.links['cell1'].restore()
